@@ -1,0 +1,33 @@
+"""Where the embedded teachers, glyphs and recipes are: in a checkout, or inside an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_ROOTS = {"assets": (_PACKAGE / "_assets", _PACKAGE.parent / "assets"), "recipes": (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes")}
+
+
+def asset_path(name: str, kind: str = "assets") -> Path:
+    """Path of an embedded asset or recipe.
+
+    Raises:
+        FileNotFoundError: neither the wheel nor the checkout holds it.
+    """
+    for root in _ROOTS[kind]:
+        if (root / name).exists():
+            return root / name
+    raise FileNotFoundError(f"the embedded {kind} hold no '{name}'; looked in {', '.join(map(str, _ROOTS[kind]))}")
+
+
+def resolve_path(path: str | Path) -> Path:
+    """The path as given when it exists, else the embedded file of the same name (`assets/emoji-sd`, `recipes/x.yaml`)."""
+    given = Path(path).expanduser()
+    if given.exists() or given.is_absolute() or not given.parts:
+        return given
+    kind, name = given.parts[0], "/".join(given.parts[1:])
+    if kind in _ROOTS and name:
+        for root in _ROOTS[kind]:
+            if (root / name).exists():
+                return root / name
+    return given

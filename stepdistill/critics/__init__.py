@@ -1,0 +1,1 @@
+"""Critics: the fake score, the discriminator heads and the reward protocol."""

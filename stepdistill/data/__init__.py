@@ -1,0 +1,1 @@
+"""Data: prompts, images and the embedded emoji problem."""

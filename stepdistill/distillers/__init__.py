@@ -1,0 +1,1 @@
+"""Distillers: one small file per method, grouped by family."""

@@ -1,0 +1,1 @@
+"""Methods that match the student's distribution to the teacher's."""

@@ -1,0 +1,1 @@
+"""Metrics: statistics, feature extractors, protocols and the report."""
