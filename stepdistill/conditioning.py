@@ -1,0 +1,71 @@
+"""What a denoiser is told beside x_t and t: text tokens, pooled embeddings, size conditioning, class labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor
+
+Rows = int | slice | Tensor | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """Named tensors, batch first, that travel together.
+
+    >>> cond = Conditioning({"tokens": torch.zeros(4, 7, 8), "pooled": torch.zeros(4, 8)})
+    >>> len(cond), cond["tokens"].shape, len(cond[1:3]), len(Conditioning.cat([cond, cond]))
+    (4, torch.Size([4, 7, 8]), 2, 8)
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        sizes = {name: tensor.shape[0] for name, tensor in self.tensors.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"a conditioning needs at least one tensor and one batch size, got {sizes}")
+
+    def __len__(self) -> int:
+        return next(iter(self.tensors.values())).shape[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    @overload
+    def __getitem__(self, key: str) -> Tensor: ...
+    @overload
+    def __getitem__(self, key: Rows) -> Conditioning: ...
+    def __getitem__(self, key: str | Rows) -> Tensor | Conditioning:
+        """The tensor of that name, or the conditioning of those rows (a slice, an index tensor, a list, one row)."""
+        if isinstance(key, str):
+            return self.tensors[key]
+        rows = [key] if isinstance(key, int) else key
+        return Conditioning({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        """The same on another device; `dtype` changes floating tensors only, labels stay integers."""
+        return Conditioning(
+            {
+                name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+                for name, tensor in self.tensors.items()
+            }
+        )
+
+    def expand(self, n: int) -> Conditioning:
+        """One row repeated n times without a copy; n rows stay as they are."""
+        if len(self) not in (1, n):
+            raise ValueError(f"only a single row can be expanded to {n} rows, got {len(self)}")
+        return Conditioning({name: t.expand(n, *t.shape[1:]) for name, t in self.tensors.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """All rows of all parts, in order; every part must hold the same names."""
+        names = set(parts[0].tensors)
+        if any(set(part.tensors) != names for part in parts):
+            raise ValueError(
+                f"cannot join conditionings of different content: {[sorted(p.tensors) for p in parts]}"
+            )
+        return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
