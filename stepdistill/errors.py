@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Wrong input. The message is one line that names the fault and the fix; the command line exits with 2."""

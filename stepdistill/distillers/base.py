@@ -1,0 +1,228 @@
+"""What a method is: networks, a loss for each player, and the sampler its student is meant for.
+
+A distiller is a plain object. It owns networks and never optimisers, devices, precision or logging: those live in `training`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.denoisers.base import Denoiser
+from stepdistill.denoisers.roles import Roles
+from stepdistill.errors import UserError
+from stepdistill.rng import RandomStream
+from stepdistill.sampler import StudentSampler
+from stepdistill.typing import Latents, Times
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Turn = Literal["student", "critic"]
+
+
+@dataclass
+class Batch:
+    """What one turn works on. Rows are the same samples in every field.
+
+    Attributes:
+        cond: the prompts' conditioning, B rows.
+        uncond: the negative prompt's conditioning, B rows.
+        rng: the turn's noise; named draws, one generator per sample.
+        step: the optimisation step, for schedules that depend on it.
+        shape: shape of one latent, without the batch dimension.
+        latents: real latents for the methods that use data, or None. They are other samples than the prompts.
+        latents_cond: the conditioning of the real latents.
+        samples: student samples made earlier in this step, for a later turn of the same step to reuse.
+    """
+
+    cond: Conditioning
+    uncond: Conditioning
+    rng: RandomStream
+    step: int
+    shape: tuple[int, ...]
+    latents: Latents | None = None
+    latents_cond: Conditioning | None = None
+    samples: Latents | None = None
+
+    def noise(self, purpose: str) -> Latents:
+        """Standard normal noise of the latents' shape, (B, *shape)."""
+        return self.rng.normal(purpose, self.shape)
+
+
+@dataclass(frozen=True)
+class PerTime:
+    """One value per sample with the time it was taken at; the tracker averages it per noise bucket."""
+
+    values: Tensor
+    t: Times
+
+
+class Handoff:
+    """Cuts the graph between the student and everything that judges its output.
+
+    The judges' gradient is taken on `leaf` while their adapter is active; `backward` then re-activates the student and
+    continues through its graph. The result is exactly the joint gradient, as the loss reaches the student through x0 alone, and
+    with gradient checkpointing it is the only order in which the student's blocks are recomputed under the student's adapter.
+    """
+
+    def __init__(self, x0: Latents, student: Denoiser) -> None:
+        self._x0, self._student = x0, student
+        self.leaf = x0.detach().requires_grad_()
+
+    def backward(self) -> None:
+        """Continue the backward pass from the leaf into the student."""
+        if self.leaf.grad is None:
+            raise RuntimeError("no loss reached the student's samples: nothing to hand on")
+        self._student.activate()
+        self._x0.backward(self.leaf.grad)
+
+
+@dataclass
+class Losses:
+    """The terms of one turn's loss.
+
+    Attributes:
+        terms: scalar losses by name.
+        weights: factor of each term; 1 where none is given.
+        logs: tensors to track. They stay on their device until the tracker reads them.
+        handoff: set when the terms are functions of a cut-off student output.
+    """
+
+    terms: dict[str, Tensor]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    logs: dict[str, Tensor | PerTime] = field(default_factory=dict)
+    handoff: Handoff | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum of the terms."""
+        return torch.stack([self.weights.get(name, 1.0) * term for name, term in self.terms.items()]).sum()
+
+    def backward(self, scale: float = 1.0) -> None:
+        """Accumulate `scale` times the gradient of the total into the parameters of this turn's player."""
+        (self.total * scale).backward()
+        if self.handoff is not None:
+            self.handoff.backward()
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a method needs from the recipe.
+
+    Attributes:
+        latents: it needs real images.
+        critic: it trains networks beside the student.
+        predictions: the prediction types it can work with.
+    """
+
+    latents: bool = False
+    critic: bool = False
+    predictions: tuple[str, ...] = ("x0", "eps", "v", "flow")
+
+
+class DistillerConfig(BaseModel):
+    """Fields every method has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_steps: int = Field(4, ge=1, le=8, description="network calls of the student per image")
+    guidance_scale: float = Field(
+        4.0, ge=0.0, description="the teacher's guidance while training: uncond + s (cond - uncond); 1.0 is off"
+    )
+
+
+class Distiller(ABC):
+    """A distillation method.
+
+    Args:
+        teacher: the frozen network.
+        config: the method's own `Config`.
+        roles: how student and critics are made from the teacher: adapters on one backbone, or full copies.
+        student: a ready student, instead of the one the roles rule makes.
+    """
+
+    paper: ClassVar[str]
+    requires: ClassVar[Requirements] = Requirements()
+    status: ClassVar[Literal["verified", "toy", "untested"]] = "untested"
+    Config: ClassVar[type[DistillerConfig]] = DistillerConfig
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        config: Any = None,
+        *,
+        roles: Roles | None = None,
+        student: Denoiser | None = None,
+    ) -> None:
+        if teacher.prediction not in self.requires.predictions:
+            raise UserError(
+                f"{type(self).__name__} cannot use a teacher that predicts '{teacher.prediction}'; "
+                f"it takes {', '.join(self.requires.predictions)}"
+            )
+        self.teacher = teacher
+        self.config = config if config is not None else self.Config()
+        self.roles = roles or Roles()
+        self.student = student if student is not None else teacher.role("student", self.roles)
+
+    @abstractmethod
+    def student_step(self, batch: Batch) -> Losses:
+        """The student's loss on one batch."""
+
+    def critic_step(self, batch: Batch) -> Losses:
+        """The critics' loss on one batch."""
+        raise NotImplementedError(f"{type(self).__name__} has no critic")
+
+    def train_only(self, turn: Turn) -> None:
+        """Let gradients reach this turn's parameters and no other player's.
+
+        It has to hold until the backward pass is done: checkpointed blocks are recomputed there.
+        """
+        for name, parameters in self.players().items():
+            for parameter in parameters:
+                parameter.requires_grad_(name == turn)
+
+    def turns(self, step: int) -> Sequence[Turn]:
+        """Who is updated in this step, in order."""
+        return ("student",)
+
+    def after_student_update(self, step: int) -> None:
+        """Called after each update of the student."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The trained networks by name."""
+        return {"student": self.student}
+
+    def players(self) -> dict[Turn, list[nn.Parameter]]:
+        """The parameters each turn updates."""
+        return {"student": self.student.trainable_parameters()}
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """The trained tensors of each network; frozen weights are not in it."""
+        return {
+            name: network.role_state_dict() if isinstance(network, Denoiser) else network.state_dict()
+            for name, network in self.networks().items()
+        }
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what `state` gave. Every key has to match."""
+        for name, network in self.networks().items():
+            if isinstance(network, Denoiser):
+                network.load_role_state_dict(state[name])
+            else:
+                network.load_state_dict(state[name])
+
+    def sampler(self) -> StudentSampler:
+        """The grid and the kind of steps the student is trained for."""
+        return StudentSampler(self.student.few_step_times(self.config.num_steps, "sde"), "sde")
+
+    def pipeline(self) -> Any:
+        """A stock diffusers pipeline that runs the student, with the few-step scheduler set."""
+        return self.student.pipeline(self.sampler())

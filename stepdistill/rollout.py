@@ -1,0 +1,100 @@
+"""Rollouts: how the student turns noise into a sample, in training and at inference, with the same code.
+
+The student's grid is a `StudentSampler`: descending times and a kind. From a prediction at one time to the state of the next:
+
+- `sde`: keep x0, add fresh noise (what `LCMScheduler` and `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)` do);
+- `ode`: keep x0 and the implied noise (what `DDIMScheduler` and `FlowMatchEulerDiscreteScheduler` do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.denoisers.base import Denoised, Denoiser
+from stepdistill.sampler import StudentSampler
+from stepdistill.typing import Latents, Times
+
+
+class NoiseSource(Protocol):
+    """Anything that gives standard normal noise by purpose; `RandomStream` in training, a seeded generator elsewhere."""
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise of shape (B, *shape)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A student sample and where on the grid it left the rollout.
+
+    Attributes:
+        x0: the student's prediction at the exit step; the only tensor that carries a graph.
+        x_t: the state the exit step was given.
+        t: the exit step's time, shape (B,).
+        exit_step: index into the sampler's times.
+    """
+
+    x0: Latents
+    x_t: Latents
+    t: Times
+    exit_step: int
+
+
+def one_step(student: Denoiser, noise: Latents, cond: Conditioning, t: float = 1.0) -> Latents:
+    """The student's x0 from unit-variance noise in one network call."""
+    return student(noise, _filled(t, noise), cond).x0
+
+
+def backward_simulation(
+    student: Denoiser,
+    sampler: StudentSampler,
+    noise: Latents,
+    cond: Conditioning,
+    rng: NoiseSource,
+    *,
+    exit_step: int,
+) -> Rollout:
+    """Run the student as at inference up to `exit_step`, and keep the graph of that last call only.
+
+    DMD2 (https://arxiv.org/abs/2405.14867, section 4.5): the training input of step k then has the distribution of the
+    inference input of step k. The start state is unit-variance noise at the first time, as stock samplers have it.
+
+    Raises:
+        ValueError: `exit_step` is not an index of the sampler's times.
+    """
+    if not 0 <= exit_step < len(sampler.times):
+        raise ValueError(f"exit_step {exit_step} is outside 0..{len(sampler.times) - 1}")
+    with torch.no_grad():
+        x_t = noise
+        for i in range(exit_step):
+            out = student(x_t, _filled(sampler.times[i], x_t), cond)
+            x_t = next_state(student, out, sampler, i, rng)
+    t = _filled(sampler.times[exit_step], x_t)
+    return Rollout(x0=student(x_t, t, cond).x0, x_t=x_t, t=t, exit_step=exit_step)
+
+
+@torch.no_grad()
+def sample(
+    student: Denoiser, sampler: StudentSampler, noise: Latents, cond: Conditioning, rng: NoiseSource
+) -> Latents:
+    """The student's whole inference loop: x0 after the last time of the grid."""
+    return backward_simulation(student, sampler, noise, cond, rng, exit_step=len(sampler.times) - 1).x0
+
+
+def next_state(student: Denoiser, out: Denoised, sampler: StudentSampler, i: int, rng: NoiseSource) -> Latents:
+    """The state at time i+1 of the grid from the prediction at time i."""
+    s = _filled(sampler.times[i + 1], out.x0)
+    eps = out.eps
+    if sampler.kind == "sde":
+        eps = rng.normal(f"rollout_{i + 1}", out.x0.shape[1:]).to(out.x0)
+    return student.schedule.add_noise(out.x0, eps, s)
+
+
+def _filled(t: float, like: Tensor) -> Times:
+    return torch.full((like.shape[0],), t, device=like.device, dtype=torch.float32)
