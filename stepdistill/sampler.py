@@ -25,7 +25,7 @@ class StudentSampler:
 
     def __post_init__(self) -> None:
         pairs = zip(self.times, self.times[1:], strict=False)
-        if not self.times or not (0 < self.times[-1] and self.times[0] <= 1) or any(a <= b for a, b in pairs):
+        if not self.times or not (self.times[-1] > 0 and self.times[0] <= 1) or any(a <= b for a, b in pairs):
             raise ValueError(f"the times of a sampler descend within (0, 1], got {self.times}")
         if self.kind not in ("sde", "ode"):
             raise ValueError(f"the kind of a sampler is 'sde' or 'ode', got {self.kind!r}")
