@@ -1,0 +1,86 @@
+"""GAN losses on logits (larger = more real) and their gradient penalties. All are means over the batch.
+
+With the optimal discriminator the logit is log r, r = p_real / p_fake at the input, so the generator's gradient is
+-(1 / (1 + r)) grad log r for the non-saturating loss and -grad log r for the hinge loss: the latter is the reverse KL.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+from stepdistill.schedule import at_least_float32
+from stepdistill.typing import Latents
+
+
+def non_saturating_generator(logits: Tensor) -> Tensor:
+    """softplus(-D(fake)) (https://arxiv.org/abs/1406.2661, section 3).
+
+    >>> non_saturating_generator(torch.zeros(3))
+    tensor(0.6931)
+    """
+    return softplus(-at_least_float32(logits)).mean()
+
+
+def non_saturating_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """softplus(-D(real)) + softplus(D(fake)).
+
+    >>> non_saturating_discriminator(torch.zeros(3), torch.zeros(3))
+    tensor(1.3863)
+    """
+    return softplus(-at_least_float32(real)).mean() + softplus(at_least_float32(fake)).mean()
+
+
+def hinge_generator(logits: Tensor) -> Tensor:
+    """-D(fake).
+
+    >>> hinge_generator(torch.tensor([1.0, 3.0]))
+    tensor(-2.)
+    """
+    return -at_least_float32(logits).mean()
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """relu(1 - D(real)) + relu(1 + D(fake)) (https://arxiv.org/abs/1802.05957, eq. 16).
+
+    >>> hinge_discriminator(torch.tensor([2.0]), torch.tensor([-0.5]))
+    tensor(0.5000)
+    """
+    return relu(1 - at_least_float32(real)).mean() + relu(1 + at_least_float32(fake)).mean()
+
+
+def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """softplus(D(real) - D(fake)) over pairs (https://arxiv.org/abs/1807.00734); swap the two for the discriminator.
+
+    >>> relativistic_generator(torch.ones(3), torch.ones(3))
+    tensor(0.6931)
+    """
+    return softplus(at_least_float32(real) - at_least_float32(fake)).mean()
+
+
+def r1_penalty(logits: Tensor, inputs: Latents, *, gamma: float = 1.0) -> Tensor:
+    """gamma / 2 |grad D|^2 per sample, by double backward (https://arxiv.org/abs/1801.04406, eq. 9).
+
+    `inputs` must require a gradient and `logits` be computed from it; several logits of one sample are averaged.
+
+    >>> x = torch.zeros(5, 3, requires_grad=True)
+    >>> r1_penalty(x @ torch.tensor([1.0, 2.0, 2.0]), x, gamma=2.0).item()
+    9.0
+    """
+    total = logits.flatten(1).mean(1).sum() if logits.ndim > 1 else logits.sum()
+    (gradient,) = torch.autograd.grad(total, inputs, create_graph=True)
+    return 0.5 * gamma * at_least_float32(gradient).square().flatten(1).sum(1).mean()
+
+
+def approximate_r1(logits: Tensor, perturbed: Tensor, *, std: float, gamma: float = 1.0) -> Tensor:
+    """R1 by one finite difference (https://arxiv.org/abs/2501.08316, eq. 3): gamma / 2 ((D(x + std n) - D(x)) / std)^2.
+
+    Its mean over n is `r1_penalty` up to O(std^2), and it needs no double backward.
+
+    >>> approximate_r1(torch.tensor([1.0]), torch.tensor([1.5]), std=0.5)
+    tensor(0.5000)
+    """
+    slope = (at_least_float32(perturbed) - at_least_float32(logits)) / std
+    slope = slope.flatten(1).mean(1) if slope.ndim > 1 else slope
+    return 0.5 * gamma * slope.square().mean()
