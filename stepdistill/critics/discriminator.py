@@ -57,7 +57,8 @@ class DiscriminatorHeads(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads = nn.ModuleList(
-                TokenHead(shape[-1], width) if len(shape) == 2 else MapHead(shape[0], width) for shape in shapes
+                TokenHead(shape[-1], width) if len(shape) == 2 else MapHead(shape[0], width)
+                for shape in shapes
             )
 
     def forward(self, features: Sequence[Tensor]) -> Logits:

@@ -21,7 +21,7 @@ from stepdistill.losses.adversarial import (
     r1_penalty,
 )
 from stepdistill.rng import RandomStream
-from stepdistill.typing import Latents, Logits
+from stepdistill.typing import Latents
 
 
 class GANConfig(BaseModel):
@@ -71,7 +71,12 @@ class LatentGAN(nn.Module):
         return non_saturating_generator(self.heads(self.features(x0, cond, rng.fork("gan"))))
 
     def critic_losses(
-        self, fake: Latents, fake_cond: Conditioning, real: Latents, real_cond: Conditioning, rng: RandomStream
+        self,
+        fake: Latents,
+        fake_cond: Conditioning,
+        real: Latents,
+        real_cond: Conditioning,
+        rng: RandomStream,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The discriminator's terms, and the logits to log.
 

@@ -135,7 +135,9 @@ class DistillerConfig(BaseModel):
 
     num_steps: int = Field(4, ge=1, le=8, description="network calls of the student per image")
     guidance_scale: float = Field(
-        4.0, ge=0.0, description="the teacher's guidance while training: uncond + s (cond - uncond); 1.0 is off"
+        4.0,
+        ge=0.0,
+        description="the teacher's guidance while training: uncond + s (cond - uncond); 1.0 is off",
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
 from stepdistill.prediction import Prediction, from_x0_eps
@@ -90,6 +89,24 @@ def surrogate_loss(x: Latents, gradient: Latents) -> Tensor:
     return 0.5 * (x - x.detach() + gradient.detach()).square().mean()
 
 
+def denoising_error(
+    schedule: NoiseSchedule, prediction: Prediction, estimate: Denoised, target: Latents
+) -> Times:
+    """Mean squared error of a denoiser in a prediction's space, one number per sample.
+
+    `target` is `conditional_target(schedule, x_s, eps, s, t, prediction)`; s = None for generated or real data.
+
+    >>> from types import SimpleNamespace
+    >>> from stepdistill.schedule import FlowSchedule
+    >>> estimate = SimpleNamespace(x0=torch.zeros(1, 2), eps=torch.ones(1, 2), t=torch.tensor([0.5]))
+    >>> denoising_error(FlowSchedule(), "flow", estimate, target=torch.full((1, 2), 3.0))
+    tensor([4.])
+    """
+    alpha, sigma = schedule.alpha(estimate.t), schedule.sigma(estimate.t)
+    output = from_x0_eps(prediction, estimate.x0, estimate.eps, alpha, sigma)
+    return (output - at_least_float32(target).detach()).square().flatten(1).mean(1)
+
+
 def denoising_loss(
     schedule: NoiseSchedule,
     prediction: Prediction,
@@ -98,17 +115,6 @@ def denoising_loss(
     *,
     weight: Times | None = None,
 ) -> Tensor:
-    """Mean squared error of a denoiser in a prediction's space, with an optional weight per sample: the critic's loss.
-
-    `target` is `conditional_target(schedule, x_s, eps, s, t, prediction)`; s = None for generated or real data.
-
-    >>> from types import SimpleNamespace
-    >>> from stepdistill.schedule import FlowSchedule
-    >>> estimate = SimpleNamespace(x0=torch.zeros(1, 2), eps=torch.ones(1, 2), t=torch.tensor([0.5]))
-    >>> denoising_loss(FlowSchedule(), "flow", estimate, target=torch.full((1, 2), 3.0))
-    tensor(4.)
-    """
-    alpha, sigma = schedule.alpha(estimate.t), schedule.sigma(estimate.t)
-    output = from_x0_eps(prediction, estimate.x0, estimate.eps, alpha, sigma)
-    per_sample_error = (output - at_least_float32(target).detach()).square().flatten(1).mean(1)
-    return per_sample_error.mean() if weight is None else (weight * per_sample_error).mean()
+    """The critic's loss: the mean of `denoising_error`, with an optional weight per sample."""
+    error = denoising_error(schedule, prediction, estimate, target)
+    return error.mean() if weight is None else (weight * error).mean()

@@ -39,7 +39,10 @@ def save_checkpoint(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         for name, group in tensors.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, draft / f"{name}.safetensors")
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in group.items()},
+                draft / f"{name}.safetensors",
+            )
         (draft / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
         if final.exists():
             shutil.rmtree(final)
@@ -95,7 +98,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's state as flat tensors: `<parameter number>.<name>`."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{number}.{name}": torch.as_tensor(value) for number, entries in state.items() for name, value in entries.items()
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, entries in state.items()
+        for name, value in entries.items()
     }
 
 

@@ -28,7 +28,8 @@ from stepdistill.distillers.base import (
     Turn,
 )
 from stepdistill.guidance import Guidance
-from stepdistill.losses.score import denoising_loss, dm_gradient, surrogate_loss
+from stepdistill.losses.score import denoising_error, dm_gradient, surrogate_loss
+from stepdistill.prediction import conditional_target
 from stepdistill.rng import RandomStream
 from stepdistill.rollout import backward_simulation
 from stepdistill.sampler import StudentSampler
@@ -40,7 +41,8 @@ class DMD2Config(DistillerConfig):
     """Options of DMD2."""
 
     rollout: Literal["sde", "ode"] = Field(
-        "sde", description="the student's steps: x0 then fresh noise (sde), or x0 then the implied noise (ode)"
+        "sde",
+        description="the student's steps: x0 then fresh noise (sde), or x0 then the implied noise (ode)",
     )
     student_every: int = Field(
         5, ge=1, description="critics learn in every iteration, the student in every k-th"
@@ -48,7 +50,9 @@ class DMD2Config(DistillerConfig):
     renoise_lo: float = Field(0.02, ge=0.0, le=1.0, description="cleanest time at which scores are compared")
     renoise_hi: float = Field(0.98, ge=0.0, le=1.0, description="noisiest time at which scores are compared")
     renoise_shift: float = Field(1.0, gt=0.0, description="shift of these times towards noise; 1 is uniform")
-    normalizer: Literal["mean_abs", "none"] = Field("mean_abs", description="scale of the gradient (DMD eq. 8)")
+    normaliser: Literal["mean_abs", "none"] = Field(
+        "mean_abs", description="scale of the gradient (DMD eq. 8)"
+    )
     gan: GANConfig = Field(GANConfig(), description="the adversarial part; off by default")
 
 
@@ -72,7 +76,9 @@ class DMD2(Distiller):
     ) -> None:
         super().__init__(teacher, config, roles=roles, student=student)
         self.fake_score = fake_score if fake_score is not None else teacher.role("fake_score", self.roles)
-        self.times = Shifted(Uniform(self.config.renoise_lo, self.config.renoise_hi), self.config.renoise_shift)
+        self.times = Shifted(
+            Uniform(self.config.renoise_lo, self.config.renoise_hi), self.config.renoise_shift
+        )
         gan = self.config.gan
         backbone = self.fake_score if gan.features == "fake_score" else teacher
         self.gan = LatentGAN(backbone, gan) if gan.student_weight > 0 else None
@@ -110,12 +116,16 @@ class DMD2(Distiller):
                 batch.samples = self.sample_student(batch, rng)
         x0 = batch.samples
         t, eps = rng.uniform("t"), rng.normal("eps", batch.shape).to(x0)
-        out = self.fake_score(self.fake_score.schedule.add_noise(x0, eps, t), t, batch.cond)
-        error = denoising_loss(self.fake_score, out, x0, eps)
+        schedule, prediction = self.fake_score.schedule, self.fake_score.prediction
+        out = self.fake_score(schedule.add_noise(x0, eps, t), t, batch.cond)
+        target = conditional_target(schedule, x0, eps, None, t, prediction)
+        error = denoising_error(schedule, prediction, out, target)
         terms, logs = {"fake_score": error.mean()}, {"fake_score": PerTime(error.detach(), t)}
         if self.gan is not None:
             if batch.latents is None or batch.latents_cond is None:
-                raise ValueError("the GAN needs real latents: set data.images, or method.gan.student_weight=0")
+                raise ValueError(
+                    "the GAN needs real latents: set data.images, or method.gan.student_weight=0"
+                )
             gan_terms, gan_logs = self.gan.critic_losses(
                 x0, batch.cond, batch.latents, batch.latents_cond, rng
             )
@@ -137,7 +147,7 @@ class DMD2(Distiller):
 
     def gradient(self, x0: Latents, real: Latents, fake: Latents) -> Latents:
         """The direction that is injected at x0 (DMD eq. 7 and 8)."""
-        return dm_gradient(x0, real, fake, normalizer=self.config.normalizer)
+        return dm_gradient(x0, real, fake, normaliser=self.config.normaliser)
 
     def guidance(self, batch: Batch) -> Guidance:
         """The teacher's guidance; the fake score is never guided."""

@@ -1,0 +1,163 @@
+"""What the trainer draws batches from: prompt embeddings and, where a method wants them, real latents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.data.cache import cached
+from stepdistill.data.images import load_images
+from stepdistill.data.prompts import load_prompts
+from stepdistill.denoisers.base import Denoiser
+from stepdistill.distillers.base import Batch
+from stepdistill.rng import RandomStream
+
+ENCODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything precomputed, so that text encoder and autoencoder may leave the device.
+
+    Attributes:
+        prompts: the texts, in the order of the rows of `cond`.
+        cond: embeddings of the prompts.
+        uncond: one row, the negative prompt.
+        shape: shape of one latent.
+        latents: real latents, or None.
+        latents_cond: their embeddings.
+    """
+
+    prompts: tuple[str, ...]
+    cond: Conditioning
+    uncond: Conditioning
+    shape: tuple[int, ...]
+    latents: Tensor | None = None
+    latents_cond: Conditioning | None = None
+
+    def to(self, device: torch.device | str) -> TrainingData:
+        """The same data on a device."""
+        return replace(
+            self,
+            cond=self.cond.to(device),
+            uncond=self.uncond.to(device),
+            latents=None if self.latents is None else self.latents.to(device),
+            latents_cond=None if self.latents_cond is None else self.latents_cond.to(device),
+        )
+
+    def batch(self, *, seed: int, step: int, indices: Sequence[int], size: int) -> Batch:
+        """Some of the samples of a step.
+
+        Args:
+            seed: of the run.
+            step: the iteration.
+            indices: which of the step's samples; a sample is the same in whatever batch it arrives.
+            size: samples in the whole step, over all processes and micro-batches.
+        """
+        device, positions = self.cond.device, [step * size + i for i in indices]
+        rows = rows_of(positions, count=len(self.cond), seed=seed, purpose="prompts").to(device)
+        batch = Batch(
+            cond=self.cond[rows],
+            uncond=self.uncond.expand(len(indices)),
+            rng=RandomStream(seed, step, tuple(indices), device),
+            step=step,
+            shape=self.shape,
+        )
+        if self.latents is not None and self.latents_cond is not None:
+            rows = rows_of(positions, count=len(self.latents), seed=seed, purpose="images").to(device)
+            batch.latents, batch.latents_cond = self.latents[rows], self.latents_cond[rows]
+        return batch
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, purpose: str, epoch: int, count: int) -> Tensor:
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{epoch}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.randperm(count, generator=generator)
+
+
+def rows_of(positions: Sequence[int], *, count: int, seed: int, purpose: str) -> Tensor:
+    """Rows of the given draws: every epoch is a permutation, and a draw is found without the ones before it."""
+    return torch.stack([_permutation(seed, purpose, at // count, count)[at % count] for at in positions])
+
+
+def encode_prompts(teacher: Denoiser, prompts: Sequence[str]) -> Conditioning:
+    """Embeddings of many prompts, in batches."""
+    with torch.no_grad():
+        parts = [
+            teacher.encode(prompts[start : start + ENCODE_BATCH])
+            for start in range(0, len(prompts), ENCODE_BATCH)
+        ]
+    return Conditioning.cat(parts)
+
+
+def data_from_prompts(teacher: Denoiser, prompts: Sequence[str]) -> TrainingData:
+    """Prompts-only data from a list of texts."""
+    with torch.no_grad():
+        uncond = teacher.uncond(1)
+    return TrainingData(
+        tuple(prompts), encode_prompts(teacher, prompts), uncond, tuple(teacher.latent_shape())
+    )
+
+
+def prepare_data(
+    teacher: Denoiser,
+    *,
+    model: str,
+    prompts: str,
+    images: str | None = None,
+    num_prompts: int | None = None,
+    num_images: int | None = None,
+    negative_prompt: str = "",
+    cache_dir: str | None = None,
+    seed: int = 0,
+) -> TrainingData:
+    """Read prompts and images, embed them once, and keep the result under `cache_dir`.
+
+    Args:
+        teacher: encodes texts and images.
+        model: name of the teacher, a part of the cache's key.
+        prompts: see `load_prompts`.
+        images: see `load_images`; None for prompts only.
+        num_prompts: at most so many prompts.
+        num_images: at most so many images.
+        negative_prompt: what guidance pushes away from.
+        cache_dir: None keeps nothing on disk.
+        seed: of the embedded captions and scenes.
+    """
+    texts = load_prompts(prompts, limit=num_prompts, seed=seed)
+    key = {"model": model, "version": 1, "seed": seed}
+    cond = cached(
+        cache_dir, {**key, "prompts": _digest(texts)}, lambda: encode_prompts(teacher, texts).tensors
+    )
+    with torch.no_grad():
+        uncond = teacher.encode([negative_prompt]) if negative_prompt else teacher.uncond(1)
+    data = TrainingData(tuple(texts), Conditioning(cond), uncond, tuple(teacher.latent_shape()))
+    if images is None:
+        return data
+    image_key = {**key, "images": images, "num_images": num_images}
+    stored = cached(cache_dir, image_key, lambda: encode_images(teacher, images, num_images, seed))
+    return replace(
+        data,
+        latents=stored.pop("latents"),
+        latents_cond=Conditioning(stored),
+    )
+
+
+def encode_images(teacher: Denoiser, images: str, limit: int | None, seed: int) -> dict[str, Tensor]:
+    """Latents of a set of images beside the embeddings of their captions."""
+    pixels, captions = load_images(images, size=teacher.image_size, limit=limit, seed=seed)
+    device = next(teacher.parameters()).device
+    with torch.no_grad():
+        latents = torch.cat([teacher.encode_images(part.to(device)) for part in pixels.split(ENCODE_BATCH)])
+    return {"latents": latents, **encode_prompts(teacher, captions).tensors}
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

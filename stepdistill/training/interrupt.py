@@ -1,0 +1,41 @@
+"""SIGTERM and Ctrl-C: finish the step, write a checkpoint, leave with 130."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class RunInterruptedError(Exception):
+    """A signal stopped the run after a checkpoint was written."""
+
+
+class InterruptGuard:
+    """Within the block the first SIGINT or SIGTERM only sets `requested`; a second one acts as usual.
+
+    Signals can only be caught in the main thread; elsewhere (some notebooks) the guard does nothing.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> InterruptGuard:
+        caught = self.signals if threading.current_thread() is threading.main_thread() else ()
+        self._previous = {number: signal.signal(number, self._note) for number in caught}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

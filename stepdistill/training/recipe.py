@@ -1,0 +1,243 @@
+"""Recipes: YAML read into frozen models. A wrong key names the right one; the resolved recipe reruns the run."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stepdistill.assets import resolve_path
+from stepdistill.denoisers.roles import Roles
+from stepdistill.distillers import METHODS
+from stepdistill.distillers.base import Distiller, DistillerConfig
+from stepdistill.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The teacher."""
+
+    pretrained_model_name_or_path: str = Field(description="folder or hub id of a diffusers pipeline")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the frozen weights")
+
+
+class DataConfig(Section):
+    """What is trained on."""
+
+    prompts: str = Field(
+        "emoji",
+        description="'emoji', or a .txt (a prompt per line), .jsonl or .parquet file ('prompt' or 'caption')",
+    )
+    images: str | None = Field(
+        None,
+        description="'emoji', a folder (image + .txt) or a parquet file; only for methods that use real images",
+    )
+    num_prompts: int | None = Field(None, ge=1, description="use at most so many prompts")
+    num_images: int | None = Field(None, ge=1, description="use at most so many images")
+    negative_prompt: str = Field("", description="what guidance pushes away from")
+    cache_dir: str | None = Field(
+        None, description="where embeddings and latents are kept; null: not on disk"
+    )
+
+
+class TrainConfig(Section):
+    """The optimisation. Names follow diffusers' training scripts."""
+
+    learning_rate: float = Field(1e-5, gt=0, description="of the student")
+    critic_learning_rate: float | None = Field(None, gt=0, description="of the critics; null: the student's")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="decay after the warm-up"
+    )
+    lr_warmup_steps: int = Field(0, ge=0)
+    lr_final_factor: float = Field(0.0, ge=0, le=1, description="where the decay ends, as a part of the rate")
+    train_batch_size: int = Field(1, ge=1, description="samples per process and micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    max_train_steps: int = Field(1000, ge=1, description="iterations; each updates the critics once")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_weight_decay: float = Field(0.0, ge=0)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    use_8bit_adam: bool = Field(False, description="needs the extra [quant]")
+    max_grad_norm: float = Field(10.0, gt=0, description="every player's gradient is clipped to this norm")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="of the student that is validated and exported; 0: off"
+    )
+    mixed_precision: Literal["auto", "no", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU, off on a CPU"
+    )
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    output_dir: str = "runs/run"
+    resume_from_checkpoint: str | None = Field(
+        "latest", description="'latest', a folder, or null to start over"
+    )
+    checkpointing_steps: int = Field(500, ge=1)
+    checkpoints_total_limit: int | None = Field(3, ge=1)
+    log_every: int = Field(10, ge=1, description="the device is only read this often")
+    max_skipped_steps: int = Field(20, ge=1, description="stop after so many non-finite steps")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class ValidationConfig(Section):
+    """What is drawn while training."""
+
+    prompts: list[str] = Field(default_factory=list, description="empty: the first training prompts")
+    every: int = Field(500, ge=1, description="also drawn before the first step")
+    teacher_steps: int = Field(50, ge=1)
+    teacher_guidance_scale: float | None = Field(None, ge=0, description="null: the method's guidance_scale")
+    seed: int = 0
+    num_scored: int = Field(
+        0, ge=0, description="images for the running Frechet distance (emoji only); 0: off"
+    )
+
+
+class TrackConfig(Section):
+    """Where curves go, beside metrics.jsonl."""
+
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+
+class ExportConfig(Section):
+    """What is written at the end."""
+
+    formats: list[Literal["diffusers", "kohya", "pipeline"]] = Field(
+        default_factory=lambda: ["diffusers", "kohya"],
+        description="LoRA for diffusers, LoRA for ComfyUI, pipeline folder; full roles always give the folder",
+    )
+    name: str | None = Field(None, description="file name of the artefact; null: the run folder's")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    model: ModelConfig
+    roles: Roles = Roles()
+    method: dict[str, Any] = Field(description="`name` and the method's own options")
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
+    track: TrackConfig = TrackConfig()
+    export: ExportConfig = ExportConfig()
+
+    @property
+    def distiller_class(self) -> type[Distiller]:
+        """The method."""
+        return METHODS[self.method["name"]]
+
+    @property
+    def distiller_config(self) -> DistillerConfig:
+        """The method's options."""
+        return self.distiller_class.Config(
+            **{key: value for key, value in self.method.items() if key != "name"}
+        )
+
+    def dump(self) -> str:
+        """The recipe as YAML with every default written out."""
+        document = self.model_dump(mode="json")
+        document["method"] = {"name": self.method["name"], **self.distiller_config.model_dump(mode="json")}
+        return yaml.safe_dump(document, sort_keys=False, width=110)
+
+    def digest(self) -> str:
+        """A short hash of the resolved recipe."""
+        return hashlib.sha256(self.dump().encode()).hexdigest()[:16]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key.sub=value` overrides.
+
+    Raises:
+        UserError: the file is missing or no YAML, or a key or value is wrong; the message names it and the fix.
+    """
+    file = resolve_path(path)
+    if not file.is_file():
+        raise UserError(f"there is no recipe '{path}'; `ls recipes/` shows the ones that ship")
+    try:
+        document = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds no recipe: it needs at least the keys 'model' and 'method'")
+    for override in overrides:
+        apply_override(document, override)
+    return parse_recipe(document)
+
+
+def parse_recipe(document: Mapping[str, Any]) -> Recipe:
+    """A recipe from a nested mapping, with one-line errors."""
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as error:
+        raise UserError(first_problem(error, Recipe)) from error
+    name = recipe.method.get("name")
+    if name not in METHODS:
+        raise UserError(
+            f"method.name: unknown method '{name}'{did_you_mean(str(name), METHODS)}; `stepdistill methods` lists them"
+        )
+    try:
+        _ = recipe.distiller_config
+    except ValidationError as error:
+        raise UserError("method." + first_problem(error, recipe.distiller_class.Config)) from error
+    return recipe
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in a nested mapping; the value is read as YAML.
+
+    >>> document = {"train": {"seed": 0}}
+    >>> apply_override(document, "train.seed=7"); apply_override(document, "data.prompts=cats.txt"); document
+    {'train': {'seed': 7}, 'data': {'prompts': 'cats.txt'}}
+    """
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise UserError(
+            f"'{override}' is no override; write key.sub=value, for example train.max_train_steps=100"
+        )
+    *parents, leaf = key.split(".")
+    node = document
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"'{override}': '{parent}' holds a value and has no keys below it")
+    node[leaf] = yaml.safe_load(value)
+
+
+def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """A hint at the nearest known word, or nothing.
+
+    >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
+    " (did you mean 'learning_rate'?)"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first fault of a validation: where, what, and the nearest known key."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        return f"{where}: unknown key{did_you_mean(path[-1], known)}; known keys: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{where}: this key is required"
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

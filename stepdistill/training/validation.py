@@ -1,0 +1,150 @@
+"""What is drawn and measured while training: picture grids, x0 triptychs, drift and diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.data.source import TrainingData, encode_prompts
+from stepdistill.denoisers.base import Denoiser
+from stepdistill.distillers.base import Distiller
+from stepdistill.guidance import Guidance
+from stepdistill.metrics.pictures import grid
+from stepdistill.rng import RandomStream
+from stepdistill.rollout import sample
+from stepdistill.solver import teacher_trajectory
+from stepdistill.training.recipe import ValidationConfig
+from stepdistill.typing import Images, Latents
+
+NUM_PROMPTS, NUM_SEEDS = 8, 4
+TRIPTYCH_TIME = 0.6
+SAMPLE_BATCH = 64
+
+Scorer = Callable[[Images, Sequence[str]], Mapping[str, float]]
+"""Numbers for generated images and their prompts; `frechet_distance` among them is what keep-best goes by."""
+
+
+class Validator:
+    """Draws the same noises and prompts every time, so that pictures of different steps compare.
+
+    Args:
+        distiller: the method; its `fake_score`, where it has one, is in the triptych.
+        data: prompts for the scored images.
+        config: what to draw.
+        run_dir: pictures go to `samples/`.
+        scorer: measures `config.num_scored` images at each validation.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        data: TrainingData,
+        config: ValidationConfig,
+        run_dir: Path,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self.distiller, self.data, self.config = distiller, data, config
+        self.folder, self.scorer = run_dir / "samples", scorer
+        self.prompts = list(config.prompts or data.prompts[:NUM_PROMPTS])
+        self.cond = encode_prompts(distiller.teacher, self.prompts).to(data.cond.device)
+        self._teacher: tuple[Latents, Latents] | None = None
+
+    @torch.no_grad()
+    def run(self, step: int) -> dict[str, float]:
+        """Draw the grids of a step and return what was measured."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        full, few = self.teacher_latents()
+        student = self.student_latents(self.cond, "grid")
+        teacher = self.distiller.teacher
+        num_steps = len(self.distiller.sampler().times)
+        rows = {
+            f"teacher, {self.config.teacher_steps} steps": teacher.decode(full),
+            f"teacher, {num_steps} steps": teacher.decode(few),
+            f"student, {num_steps} steps": teacher.decode(student),
+        }
+        grid(rows, self.prompts).save(self.folder / f"step_{step:06d}.png")
+        self.draw_triptych(step, student)
+        health = {
+            "health/latent_mean_student": student.mean(),
+            "health/latent_mean_teacher": full.mean(),
+            "health/latent_std_student": student.std(),
+            "health/latent_std_teacher": full.std(),
+            "health/diversity_student": self.diversity(),
+        }
+        values = {name: float(value) for name, value in health.items()}
+        return values | self.scores()
+
+    def teacher_latents(self) -> tuple[Latents, Latents]:
+        """The teacher's latents at its full number of steps and at the student's; made once."""
+        if self._teacher is None:
+            num_steps = len(self.distiller.sampler().times)
+            counts = (self.config.teacher_steps, num_steps)
+            self._teacher = (self._teacher_at(counts[0]), self._teacher_at(counts[1]))
+        return self._teacher
+
+    def _teacher_at(self, num_steps: int) -> Latents:
+        teacher = self.distiller.teacher
+        scale = self.config.teacher_guidance_scale
+        guidance = Guidance(
+            self.distiller.config.guidance_scale if scale is None else scale,
+            self.data.uncond.expand(len(self.cond)),
+        )
+        times = teacher.few_step_times(num_steps, "ode")
+        return teacher_trajectory(teacher, self._noise("grid", len(self.cond)), self.cond, times, guidance).x0
+
+    def student_latents(self, cond: Conditioning, purpose: str) -> Latents:
+        """Student samples for the rows of a conditioning, the same noise at every step of training."""
+        noise, parts = self._noise(purpose, len(cond)), []
+        for rows in torch.arange(len(cond), device=noise.device).split(SAMPLE_BATCH):
+            rng = self._stream(purpose, rows.tolist())
+            parts.append(
+                sample(self.distiller.student, self.distiller.sampler(), noise[rows], cond[rows], rng)
+            )
+        return torch.cat(parts)
+
+    def draw_triptych(self, step: int, student: Latents) -> None:
+        """What student, teacher and fake score make of the same noised student samples."""
+        distiller, count = self.distiller, len(student)
+        t = torch.full((count,), TRIPTYCH_TIME, device=student.device)
+        x_t = distiller.teacher.schedule.add_noise(student, self._noise("triptych", count), t)
+        estimates: dict[str, Tensor] = {"student sample": student}
+        judges = {
+            "teacher's x0": distiller.teacher,
+            "fake score's x0": distiller.networks().get("fake_score"),
+        }
+        for name, judge in judges.items():
+            if isinstance(judge, Denoiser):
+                estimates[name] = judge(x_t, t, self.cond).x0
+        rows = {name: distiller.teacher.decode(x0) for name, x0 in estimates.items()}
+        grid(rows, self.prompts).save(self.folder / f"triptych_{step:06d}.png")
+
+    def diversity(self) -> Tensor:
+        """Mean distance between latents of one prompt over seeds, as a part of the latents' norm."""
+        rows = torch.arange(len(self.cond), device=self.data.cond.device).repeat_interleave(NUM_SEEDS)
+        latents = self.student_latents(self.cond[rows], "diversity").flatten(1).float()
+        groups = latents.view(len(self.cond), NUM_SEEDS, -1)
+        pairs = torch.cdist(groups, groups).sum((1, 2)) / (NUM_SEEDS * (NUM_SEEDS - 1))
+        return pairs.mean() / latents.norm(dim=1).mean()
+
+    def scores(self) -> dict[str, float]:
+        """The scorer's numbers on student images, under `validation/`."""
+        if self.scorer is None or self.config.num_scored == 0:
+            return {}
+        count = min(self.config.num_scored, len(self.data.prompts))
+        rows = torch.arange(count, device=self.data.cond.device)
+        latents = self.student_latents(self.data.cond[rows], "scored")
+        images = torch.cat([self.distiller.teacher.decode(part) for part in latents.split(SAMPLE_BATCH)])
+        scores = self.scorer(images, self.data.prompts[:count])
+        return {f"validation/{name}": value for name, value in scores.items()}
+
+    def _stream(self, purpose: str, indices: Sequence[int]) -> RandomStream:
+        return RandomStream(self.config.seed, 0, tuple(indices), self.data.cond.device).fork(
+            f"validation/{purpose}"
+        )
+
+    def _noise(self, purpose: str, count: int) -> Latents:
+        return self._stream(purpose, range(count)).normal("noise", self.data.shape)
