@@ -1,0 +1,192 @@
+"""The contract of every network: (x_t, t, cond) in, the estimates of x0 and eps out.
+
+To plug in your own network: subclass `Denoiser`, set `schedule` and `prediction`, write `forward_network`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.denoisers.features import tap
+from stepdistill.denoisers.roles import (
+    Roles,
+    adapter_tensors,
+    add_adapter,
+    load_tensors,
+    switch_adapter,
+    upcast,
+)
+from stepdistill.guidance import Guidance, guide
+from stepdistill.prediction import Prediction, to_x0_eps
+from stepdistill.sampler import SamplerKind, StudentSampler
+from stepdistill.schedule import NoiseSchedule
+from stepdistill.typing import Images, Latents, Times
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """What a denoiser believes about x_t: both estimates, at least float32, and the time they are for."""
+
+    x0: Latents
+    eps: Latents
+    t: Times
+
+
+class Denoiser(nn.Module):
+    """A network with its noise schedule, its parameterisation and its role.
+
+    Attributes:
+        schedule: alpha and sigma as functions of t in [0, 1].
+        prediction: what `forward_network` returns: "x0", "eps", "v" or "flow".
+        feature_layers: names of the submodules of `network` that `features` taps by default.
+        lora_targets: names of the layers that an adapter changes by default; empty: every role is a full copy.
+        adapter: the adapter this role runs under; None: the plain network.
+        is_trainable: False for a teacher.
+    """
+
+    network: nn.Module
+    schedule: NoiseSchedule
+    prediction: Prediction
+    feature_layers: tuple[str, ...] = ()
+    lora_targets: tuple[str, ...] = ()
+    adapter: str | None = None
+    is_trainable: bool = False
+
+    def forward(
+        self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None
+    ) -> Denoised:
+        """The estimates of x0 and eps; a guided call runs cond and uncond as one batch."""
+        self.activate()
+        cond = cond.expand(len(x_t))
+        wide = torch.promote_types(x_t.dtype, torch.float32)
+        if guidance is None or guidance.is_off:
+            output = self.forward_network(x_t, t, cond).to(wide)
+        else:
+            both = Conditioning.cat([cond, guidance.uncond.expand(len(x_t))])
+            outputs = self.forward_network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+            with_cond, without = outputs.to(wide).chunk(2)
+            output = guide(with_cond, without, guidance.scale_at(t.to(wide)))
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        x0, eps = to_x0_eps(self.prediction, output, x_t.to(wide), alpha, sigma)
+        return Denoised(x0, eps, t)
+
+    def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
+        """The network's raw output, in `self.prediction`."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward_network")
+
+    def features(
+        self, x_t: Latents, t: Times, cond: Conditioning, layers: Sequence[str] | None = None
+    ) -> list[Tensor]:
+        """Activations of `layers`: (B, N, C) image tokens or (B, C, H, W) maps; what follows them is not run."""
+        self.activate()
+        cond = cond.expand(len(x_t))
+        names = tuple(self.feature_layers if layers is None else layers)
+        if not names:
+            raise ValueError(f"{type(self).__name__} names no feature_layers; pass layers=[...]")
+        return tap(self.network, names, lambda: self.forward_network(x_t, t, cond), self.select)
+
+    def select(self, output: Any) -> Tensor:
+        """The image part of a tapped module's output."""
+        return output if isinstance(output, Tensor) else output[0]
+
+    @torch.no_grad()
+    def feature_channels(self, layers: Sequence[str] | None = None) -> list[int]:
+        """Channels of each tapped activation, found by one small forward pass."""
+        like = next(self.parameters())
+        x_t = torch.zeros(1, *self.latent_shape(), device=like.device)
+        taps = self.features(x_t, torch.ones(1, device=like.device), self.uncond(1), layers)
+        return [tokens.shape[-1] if tokens.ndim == 3 else tokens.shape[1] for tokens in taps]
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """The conditioning of these prompts."""
+        raise NotImplementedError(f"{type(self).__name__} does not read prompts")
+
+    def uncond(self, n: int) -> Conditioning:
+        """The conditioning of n empty prompts."""
+        raise NotImplementedError(f"{type(self).__name__} has no unconditional input")
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        """Shape of one latent; the default size is the one the network was trained at."""
+        raise NotImplementedError(f"{type(self).__name__} does not say the shape of its state")
+
+    def encode_images(self, images: Images, generator: torch.Generator | None = None) -> Latents:
+        """Latents of images, scaled as the network wants them; without a latent space: the images in [-1, 1]."""
+        return images * 2 - 1
+
+    def decode(self, latents: Latents) -> Images:
+        """Images in [0, 1]."""
+        return (latents / 2 + 0.5).clamp(0, 1)
+
+    def role(self, name: str, roles: Roles) -> Denoiser:
+        """A trainable denoiser that starts as this one.
+
+        shared: a LoRA adapter on the same network object. full (and denoisers without `lora_targets`): a deep
+        copy of the network, in float32 where the teacher is in half precision.
+        """
+        is_shared = roles.mode == "shared" and bool(roles.target_modules or self.lora_targets)
+        kept = [*self._kept_parts(), *([self.network] if is_shared else [])]
+        twin = copy.deepcopy(self, {id(part): part for part in kept})
+        twin.is_trainable = True
+        if is_shared:
+            twin.adapter = add_adapter(self.network, name, roles, self.lora_targets)
+        else:
+            upcast(twin)
+            twin.requires_grad_(True)
+        return twin
+
+    def activate(self) -> None:
+        """Make the network run under this role's adapter.
+
+        `forward` and `features` do it themselves. Call it before a backward pass that recomputes activations
+        (gradient checkpointing) when another role has run in between.
+        """
+        if "network" in self._modules:
+            switch_adapter(self.network, self.adapter)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that this role's optimiser owns; none for a teacher."""
+        if not self.is_trainable:
+            return []
+        return list(
+            self.parameters()
+            if self.adapter is None
+            else adapter_tensors(self.network, self.adapter).values()
+        )
+
+    def role_state_dict(self) -> dict[str, Tensor]:
+        """The tensors that make this role: its adapter under peft's names, or the whole copy; nothing for a teacher."""
+        return {name: tensor.detach().contiguous() for name, tensor in self._role_tensors().items()}
+
+    def load_role_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what `role_state_dict` gave; every name and shape must agree."""
+        load_tensors(self._role_tensors(), tensors)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass; in shared mode this holds for every role of the network."""
+        raise NotImplementedError(f"{type(self).__name__} has no gradient checkpointing")
+
+    def few_step_times(self, num_steps: int, kind: SamplerKind) -> tuple[float, ...]:
+        """The grid that the stock pipeline will run, as t, descending; here: evenly spaced."""
+        return tuple(1 - i / num_steps for i in range(num_steps))
+
+    def pipeline(self, sampler: StudentSampler) -> Any:
+        """A stock diffusers pipeline with this role's weights and the few-step scheduler set."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is not a diffusers family; sample with rollout.sample"
+        )
+
+    def _kept_parts(self) -> list[object]:
+        """Objects that a role refers to instead of copying them."""
+        return [self.schedule]
+
+    def _role_tensors(self) -> Mapping[str, Tensor]:
+        if not self.is_trainable:
+            return {}
+        return self.state_dict() if self.adapter is None else adapter_tensors(self.network, self.adapter)

@@ -1,0 +1,52 @@
+"""Intermediate activations of a network by forward hooks, with an early stop after the last one that is wanted."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class _LastTap(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by the hook that completes the collection, to leave the rest of the network unrun."""
+
+
+def tap(
+    network: nn.Module, layers: Sequence[str], run: Callable[[], object], select: Callable[[Any], Tensor]
+) -> list[Tensor]:
+    """Outputs of the named submodules during `run()`, in the order of `layers`.
+
+    The network is left by an exception as soon as all of them have fired, so nothing behind the last tap is
+    computed. Gradients flow: the collected tensors keep their graph.
+
+    >>> network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 5))
+    >>> [tuple(f.shape) for f in tap(network, ["1", "0"], lambda: network(torch.zeros(7, 2)), lambda out: out)]
+    [(7, 4), (7, 3)]
+    """
+    taken: dict[str, Tensor] = {}
+    handles = [
+        network.get_submodule(name).register_forward_hook(_collector(taken, name, len(set(layers)), select))
+        for name in layers
+    ]
+    try:
+        run()
+    except _LastTap as signal:
+        # A block under gradient checkpointing is left from inside its context; clearing the frames closes it now.
+        traceback.clear_frames(signal.__traceback__)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missing := [name for name in layers if name not in taken]:
+        raise ValueError(f"these feature layers were not run in a forward pass: {missing}")
+    return [taken[name] for name in layers]
+
+
+def _collector(taken: dict[str, Tensor], name: str, count: int, select: Callable[[Any], Tensor]):
+    def hook(module: nn.Module, inputs: object, output: object) -> None:
+        taken[name] = select(output)
+        if len(taken) == count:
+            raise _LastTap
+
+    return hook

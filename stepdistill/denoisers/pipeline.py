@@ -1,0 +1,170 @@
+"""What all families of stock diffusers pipelines share: VAE, latent shapes, time conversion, the pipeline out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.denoisers.base import Denoiser
+from stepdistill.denoisers.few_step import FewStep, flow_few_step, flow_shift, vp_few_step
+from stepdistill.denoisers.roles import merged_copy
+from stepdistill.sampler import SamplerKind, StudentSampler
+from stepdistill.schedule import VPSchedule, schedule_from_scheduler
+from stepdistill.times import few_step_indices, shift_time
+from stepdistill.typing import Images, Latents, Times
+
+
+class PipelineDenoiser(Denoiser):
+    """The denoising network of a diffusers pipeline; the rest of the pipeline is referred to, never registered.
+
+    A family sets `network_name`, `feature_layers`, `lora_targets`, and writes `forward_network` and `encode_rows`.
+    """
+
+    network_name: ClassVar[str]
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        super().__init__()
+        self.pipe = pipeline
+        self.network: Any = getattr(pipeline, self.network_name)
+        self.schedule = schedule_from_scheduler(pipeline.scheduler)
+        self.inference_dtype = self.dtype
+        self._uncond_row: Conditioning | None = None
+        self._vae: Any = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the network computes in, whatever its adapters are kept in."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    # Prompts
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], height: int | None = None, width: int | None = None
+    ) -> Conditioning:
+        """What the stock pipeline feeds its network for these prompts (at this image size, where that matters)."""
+        return self.encode_rows(list(prompts), self.image_size(height, width))
+
+    @torch.no_grad()
+    def uncond(self, n: int) -> Conditioning:
+        """What the stock pipeline feeds its network for an empty negative prompt, n times."""
+        if self._uncond_row is None:
+            self._uncond_row = self.encode_rows(None, self.image_size())
+        return self._uncond_row.to(self.device).expand(n)
+
+    def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
+        """The conditioning of the prompts, or one row for no negative prompt (None)."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode_rows")
+
+    # Images
+
+    def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width in pixels, by default those the network was trained at."""
+        sample = self.network.config.sample_size
+        rows, columns = (sample, sample) if isinstance(sample, int) else sample
+        factor = self.pipe.vae_scale_factor
+        return height or rows * factor, width or columns * factor
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        """(C, H, W) of one latent."""
+        rows, columns = self.image_size(height, width)
+        factor = self.pipe.vae_scale_factor
+        if rows % factor or columns % factor:
+            raise ValueError(f"height and width must be multiples of {factor}, got {rows} x {columns}")
+        return self.network.config.in_channels, rows // factor, columns // factor
+
+    def encode_images(self, images: Images, generator: torch.Generator | None = None) -> Latents:
+        """Scaled latents of images: the posterior's mode, or a sample of it when a generator is given."""
+        posterior = self.vae.encode(images.to(self.vae.device, torch.float32) * 2 - 1).latent_dist
+        mean, scale = self._latent_affine()
+        return ((posterior.mode() if generator is None else posterior.sample(generator)) - mean) * scale
+
+    def decode(self, latents: Latents) -> Images:
+        """Images in [0, 1] of scaled latents; gradients flow."""
+        mean, scale = self._latent_affine()
+        images = self.vae.decode(
+            latents.to(self.vae.device, torch.float32) / scale + mean, return_dict=False
+        )[0]
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder in float32: the pipeline's own, or a copy where that one is in half precision."""
+        if self.pipe.vae.dtype == torch.float32:
+            return self.pipe.vae
+        if self._vae is None or self._vae.device != self.pipe.vae.device:
+            self._vae = copy.deepcopy(self.pipe.vae).float()
+        return self._vae
+
+    def _latent_affine(self) -> tuple[Tensor | float, Tensor | float]:
+        """(mean, scale) with network latents = (VAE latents - mean) * scale."""
+        config = self.pipe.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return config.get("shift_factor") or 0.0, config.scaling_factor
+        per_channel = torch.tensor([mean, std], device=self.vae.device).reshape(2, 1, -1, 1, 1)
+        return per_channel[0], config.scaling_factor / per_channel[1]
+
+    # Time
+
+    def model_time(self, t: Times) -> Times:
+        """What the network is fed for t: the float training index (VP), or 1000 t (flow)."""
+        if not isinstance(self.schedule, VPSchedule):
+            return t.float() * self.pipe.scheduler.config.num_train_timesteps
+        index = self.schedule.index(t.float())
+        # t = i/(T-1) in float32 gives i to 1e-4: feed the integer that the network was trained on.
+        snap = torch.where((index - index.round()).abs() < 1e-3, index.round() - index, 0.0)
+        return index + snap.detach()
+
+    def few_step_times(self, num_steps: int, kind: SamplerKind) -> tuple[float, ...]:
+        """The grid that the stock few-step scheduler runs: LCM's or DDIM trailing's (VP), the shifted one (flow)."""
+        config = self.pipe.scheduler.config
+        if isinstance(self.schedule, VPSchedule):
+            last = config.num_train_timesteps - 1
+            return tuple(i / last for i in few_step_indices(config.num_train_timesteps, num_steps, kind))
+        even = torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps
+        return tuple(shift_time(even, flow_shift(config)).tolist())
+
+    # The way out
+
+    def few_step(self, sampler: StudentSampler) -> FewStep:
+        """The stock scheduler and the call arguments that reproduce this sampler."""
+        if isinstance(self.schedule, VPSchedule):
+            return vp_few_step(self.pipe.scheduler, sampler)
+        return flow_few_step(self.pipe.scheduler, sampler)
+
+    def call_arguments(self, sampler: StudentSampler) -> dict[str, Any]:
+        """What a call of the stock pipeline needs beside the prompt, as plain JSON values."""
+        return {**self.few_step(sampler).arguments, "guidance_scale": 1.0}
+
+    def pipeline(self, sampler: StudentSampler) -> DiffusionPipeline:
+        """A stock pipeline with a merged copy of this role's network and the few-step scheduler.
+
+        The network is an independent copy in the dtype the pipeline came in; text encoders and VAE are the
+        teacher's objects. Call it with `call_arguments(sampler)`.
+        """
+        network = merged_copy(self.network, self.adapter)
+        if self.dtype != self.inference_dtype:
+            network.to(self.inference_dtype)
+        network.requires_grad_(False).eval()
+        pipe = copy.copy(self.pipe)
+        pipe.register_modules(**{self.network_name: network, "scheduler": self.few_step(sampler).scheduler})
+        return pipe
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass; in shared mode this holds for every role of the network."""
+        self.network.enable_gradient_checkpointing()
+
+    def _kept_parts(self) -> list[object]:
+        return [self.schedule, self.pipe]

@@ -1,0 +1,171 @@
+"""Roles of one frozen network: teacher = adapters off, student and fake score = one LoRA adapter each.
+
+LoRA: https://arxiv.org/abs/2106.09685. The second factor starts at zero, so a fresh adapter leaves the network's
+output bitwise as it was. Adapter tensors are float32 whatever the base holds: they are the master weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from stepdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+HALF_PRECISIONS = (torch.float16, torch.bfloat16)
+
+
+class Roles(BaseModel):
+    """How the trainable networks of a method are made from the teacher.
+
+    >>> Roles(rank=16).scaling_alpha
+    16.0
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["shared", "full"] = Field("shared", description="shared: LoRA on one network; full: copies")
+    rank: int = Field(64, ge=1, description="LoRA rank")
+    alpha: float | None = Field(None, gt=0, description="LoRA alpha; default: the rank, a scale of 1")
+    target_modules: list[str] | None = Field(
+        None, description="names of adapted layers; default: the family's"
+    )
+    seed: int = Field(0, ge=0, description="seed of the first LoRA factor")
+
+    @property
+    def scaling_alpha(self) -> float:
+        """Alpha with its default filled in."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+_adapted: WeakKeyDictionary[nn.Module, list[BaseTunerLayer]] = WeakKeyDictionary()
+
+
+def is_shared(network: nn.Module) -> bool:
+    """Whether this network carries adapters made here."""
+    return network in _adapted
+
+
+def switch_adapter(network: nn.Module, adapter: str | None) -> None:
+    """Make the network run under one adapter, or without any (None).
+
+    peft's public `set_adapter` and `disable_adapters` also flip `requires_grad`, which would unhook the other
+    player's optimiser and invalidate a graph that is still to be run backwards. The two attributes set here are
+    all that peft's forward reads.
+    """
+    layers = _adapted.get(network)
+    if not layers:
+        return
+    active, is_off = [adapter], adapter is None
+    first = layers[0]
+    if first._disable_adapters is is_off and (is_off or first._active_adapter == active):
+        return
+    for layer in layers:
+        layer._disable_adapters = is_off
+        if not is_off:
+            layer._active_adapter = active
+
+
+def add_adapter(network: nn.Module, name: str, roles: Roles, default_targets: Sequence[str]) -> str:
+    """Give the network a fresh float32 LoRA adapter and return its name (`name`, or `name_2`... where taken)."""
+    from diffusers.loaders import PeftAdapterMixin
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = LoraConfig(
+        r=roles.rank,
+        lora_alpha=roles.scaling_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, any number will do
+        target_modules=present_targets(network, roles.target_modules or default_targets),
+    )
+    adapter = _free_name(network, name)
+    kept = {id(p): p.requires_grad for p in network.parameters()}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Already found a `peft_config`"
+        )  # a second adapter is the point
+        torch.manual_seed(zlib.crc32(f"{roles.seed}/{adapter}".encode()))
+        if isinstance(network, PeftAdapterMixin):
+            network.add_adapter(config, adapter_name=adapter)
+        else:
+            inject_adapter_in_model(config, network, adapter_name=adapter)
+    for parameter in network.parameters():
+        parameter.requires_grad_(kept.get(id(parameter), False))
+    for parameter in adapter_tensors(network, adapter).values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    _adapted[network] = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    switch_adapter(network, None)
+    return adapter
+
+
+def present_targets(network: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The targets that name a layer of this network, by peft's rule (the whole name, or what follows a dot)."""
+    names = [name.replace(".base_layer", "") for name, _ in network.named_modules()]
+    present = [target for target in targets if any(n == target or n.endswith(f".{target}") for n in names)]
+    if not present:
+        raise UserError(
+            f"roles.target_modules names no layer of {type(network).__name__}: {', '.join(targets)}; "
+            "leave it out to adapt the family's default layers"
+        )
+    return present
+
+
+def adapter_tensors(network: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """The parameters of one adapter under peft's file names (`blocks.0.to_q.lora_A.weight`)."""
+    infix = f".{adapter}."
+    return {n.replace(infix, "."): p for n, p in network.named_parameters() if ".lora_" in n and infix in n}
+
+
+def merged_copy(network: nn.Module, adapter: str | None) -> nn.Module:
+    """An independent copy of the network with one adapter's update added to its weights and no adapter left."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = copy.deepcopy(network)
+    for name, module in list(merged.named_modules()):
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if adapter is not None:
+            module.merge(adapter_names=[adapter])
+        parent, _, child = name.rpartition(".")
+        setattr(merged.get_submodule(parent), child, module.get_base_layer())
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        vars(merged).pop(attribute, None)
+    return merged
+
+
+def load_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """Copy `source` into `target`, in place; names and shapes must agree exactly."""
+    if missing := sorted(set(target) - set(source)):
+        raise ValueError(f"the saved role lacks {len(missing)} tensors, first: {missing[:3]}")
+    if surplus := sorted(set(source) - set(target)):
+        raise ValueError(f"the saved role has {len(surplus)} unknown tensors, first: {surplus[:3]}")
+    with torch.no_grad():
+        for name, tensor in target.items():
+            if tensor.shape != source[name].shape:
+                raise ValueError(
+                    f"'{name}' was saved as {tuple(source[name].shape)}, the role needs {tuple(tensor.shape)}"
+                )
+            tensor.copy_(source[name])
+
+
+def upcast(module: nn.Module) -> None:
+    """Turn half-precision parameters and buffers into float32, in place: trained tensors are master weights."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.dtype in HALF_PRECISIONS:
+            tensor.data = tensor.data.float()
+
+
+def _free_name(network: nn.Module, name: str) -> str:
+    taken = set(vars(network).get("peft_config", {}))
+    candidates = [name, *(f"{name}_{i}" for i in range(2, len(taken) + 3))]
+    return next(candidate for candidate in candidates if candidate not in taken)

@@ -1,0 +1,40 @@
+"""Stable Diffusion XL: the U-Net of Stable Diffusion with pooled text and size conditioning."""
+
+from __future__ import annotations
+
+import torch
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.denoisers.stable_diffusion import StableDiffusionDenoiser
+from stepdistill.typing import Latents, Times
+
+
+class SDXLDenoiser(StableDiffusionDenoiser):
+    """The U-Net of a `StableDiffusionXLPipeline`.
+
+    `time_ids` hold (original height, width, crop top, left, target height, width): as in the stock pipeline's
+    call, both sizes are the image's and the crop is at the corner, for cond and uncond alike.
+    """
+
+    def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
+        """The U-Net's output."""
+        added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": cond["time_ids"].to(self.dtype)}
+        return self.network(
+            x_t.to(self.dtype),
+            self.model_time(t),
+            cond["tokens"].to(self.dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+    def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
+        """Hidden states of both text encoders, the pooled one, and the image's size.
+
+        No negative prompt is all zeros where the pipeline's `force_zeros_for_empty_prompt` says so.
+        """
+        encoded = self.pipe.encode_prompt(
+            prompts or [""], device=self.device, do_classifier_free_guidance=prompts is None
+        )
+        tokens, pooled = (encoded[1], encoded[3]) if prompts is None else (encoded[0], encoded[2])
+        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=tokens.device)
+        return Conditioning({"tokens": tokens, "pooled": pooled, "time_ids": time_ids.repeat(len(tokens), 1)})
