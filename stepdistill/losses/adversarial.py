@@ -6,6 +6,8 @@ With the optimal discriminator the logit is log r, r = p_real / p_fake at the in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
@@ -59,18 +61,20 @@ def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
     return softplus(at_least_float32(real) - at_least_float32(fake)).mean()
 
 
-def r1_penalty(logits: Tensor, inputs: Latents, *, gamma: float = 1.0) -> Tensor:
+def r1_penalty(logits: Tensor, inputs: Latents | Sequence[Latents], *, gamma: float = 1.0) -> Tensor:
     """gamma / 2 |grad D|^2 per sample, by double backward (https://arxiv.org/abs/1801.04406, eq. 9).
 
-    `inputs` must require a gradient and `logits` be computed from it; several logits of one sample are averaged.
+    `inputs` (a tensor, or several features of the same samples) must require a gradient and `logits` be computed
+    from it. Several logits of one sample are averaged.
 
     >>> x = torch.zeros(5, 3, requires_grad=True)
     >>> r1_penalty(x @ torch.tensor([1.0, 2.0, 2.0]), x, gamma=2.0).item()
     9.0
     """
-    total = logits.flatten(1).mean(1).sum() if logits.ndim > 1 else logits.sum()
-    (gradient,) = torch.autograd.grad(total, inputs, create_graph=True)
-    return 0.5 * gamma * at_least_float32(gradient).square().flatten(1).sum(1).mean()
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    gradients = torch.autograd.grad(_per_sample_mean(logits).sum(), inputs, create_graph=True)
+    squares = [at_least_float32(gradient).square().flatten(1).sum(1) for gradient in gradients]
+    return 0.5 * gamma * torch.stack(squares).sum(0).mean()
 
 
 def approximate_r1(logits: Tensor, perturbed: Tensor, *, std: float, gamma: float = 1.0) -> Tensor:
@@ -82,5 +86,8 @@ def approximate_r1(logits: Tensor, perturbed: Tensor, *, std: float, gamma: floa
     tensor(0.5000)
     """
     slope = (at_least_float32(perturbed) - at_least_float32(logits)) / std
-    slope = slope.flatten(1).mean(1) if slope.ndim > 1 else slope
-    return 0.5 * gamma * slope.square().mean()
+    return 0.5 * gamma * _per_sample_mean(slope).square().mean()
+
+
+def _per_sample_mean(logits: Tensor) -> Tensor:
+    return logits.flatten(1).mean(1) if logits.ndim > 1 else logits

@@ -32,6 +32,7 @@ def score_difference(
 
     "kl" is the gradient of KL(fake || real) of the noised laws with respect to x0: alpha (score_fake - score_real).
 
+    >>> import torch
     >>> half = torch.tensor([0.5])
     >>> score_difference(torch.zeros(1, 1), torch.ones(1, 1), half, half, space="flow")
     tensor([[-2.]])
@@ -62,6 +63,7 @@ def dm_gradient(
 
     `x0` is the student's sample, `real` and `fake` the two estimates of it. Detached; formed in float32 or better.
 
+    >>> import torch
     >>> x0 = torch.zeros(1, 2)
     >>> dm_gradient(x0, real=x0 + 1.0, fake=x0 + 3.0)
     tensor([[2., 2.]])
@@ -80,6 +82,7 @@ def surrogate_loss(x: Latents, gradient: Latents) -> Tensor:
 
     The difference is written x - sg(x) + g, the same number without the rounding of x - g.
 
+    >>> import torch
     >>> x = torch.zeros(1, 2, requires_grad=True)
     >>> surrogate_loss(x, torch.tensor([[1.0, -3.0]])).backward()
     >>> x.grad
@@ -92,10 +95,11 @@ def surrogate_loss(x: Latents, gradient: Latents) -> Tensor:
 def denoising_error(
     schedule: NoiseSchedule, prediction: Prediction, estimate: Denoised, target: Latents
 ) -> Times:
-    """Mean squared error of a denoiser in a prediction's space, one number per sample.
+    """Squared error of a denoiser in a prediction's space, averaged over each sample.
 
     `target` is `conditional_target(schedule, x_s, eps, s, t, prediction)`; s = None for generated or real data.
 
+    >>> import torch
     >>> from types import SimpleNamespace
     >>> from stepdistill.schedule import FlowSchedule
     >>> estimate = SimpleNamespace(x0=torch.zeros(1, 2), eps=torch.ones(1, 2), t=torch.tensor([0.5]))
@@ -115,6 +119,6 @@ def denoising_loss(
     *,
     weight: Times | None = None,
 ) -> Tensor:
-    """The critic's loss: the mean of `denoising_error`, with an optional weight per sample."""
+    """The critic's loss: the mean of `denoising_error` over the batch, with an optional weight per sample."""
     error = denoising_error(schedule, prediction, estimate, target)
     return error.mean() if weight is None else (weight * error).mean()
