@@ -1,0 +1,118 @@
+"""The embedded problem as an `Evaluator`: frozen captions, real scenes of those captions, and a judge that knows every glyph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from stepdistill.assets import asset_path
+from stepdistill.data.cache import cached
+from stepdistill.data.captions import AnswerSet
+from stepdistill.data.emoji import EVALUATION_SEED, EmojiWorld, Placement
+from stepdistill.metrics.evaluator import CaptionSet, Evaluator, chosen, measured_in_batches
+from stepdistill.metrics.extractors import ClipFeatures, emoji_clip
+from stepdistill.metrics.generation import batches
+from stepdistill.metrics.measurements import Measurements
+from stepdistill.metrics.protocols import EMOJI, Protocol
+from stepdistill.metrics.scorers import Answers, GlyphJudge
+from stepdistill.metrics.store import cache_folder
+from stepdistill.typing import Images
+
+
+def load_evaluator(
+    protocol: Protocol = EMOJI, *, features: ClipFeatures | None = None, world: EmojiWorld | None = None
+) -> Evaluator:
+    """Captions, eye and real pictures of the embedded problem.
+
+    The reference is the scenes that the captions were drawn from; the floor is one more draw from the true law of pictures
+    given each caption, so it is what a perfect generator would score. What takes seconds is kept in the user's cache.
+    """
+    world, features = world or EmojiWorld(), features or emoji_clip()
+    judge = emoji_judge(world, features, protocol)
+    prompts = evaluation_captions(world).first(protocol.num_images)
+    bare = Evaluator(protocol, features, judge, prompts, reference=Measurements.empty(features.num_features))
+    own = [i % len(evaluation_captions(world)) for i in range(len(prompts))]
+    reference = _kept(bare, "reference", lambda: world.scenes(EVALUATION_SEED, own)[0], prompts)
+    floor = _kept(bare, "floor", lambda: true_pictures(world, prompts, protocol.reference_seed), prompts)
+    repeated = bare.coverage_prompts()[0].repeated(protocol.coverage_seeds)
+    variety = _kept(
+        bare, "variety", lambda: true_pictures(world, repeated, protocol.reference_seed + 1), repeated
+    )
+    return replace(bare, reference=reference, floor=floor, floor_variety=variety)
+
+
+def evaluation_captions(world: EmojiWorld, path: Path | None = None) -> CaptionSet:
+    """The frozen evaluation captions with their right answers."""
+    captions: list[str] = pq.read_table(path or asset_path("emoji/eval_captions.parquet"))[
+        "caption"
+    ].to_pylist()
+    return CaptionSet(captions, [answers_of(world.answers(caption)) for caption in captions])
+
+
+def answers_of(known: AnswerSet) -> Answers:
+    """Right looks with their law, and right backgrounds. A look is what can be told apart by eye: some glyphs share one."""
+    looks, law = torch.from_numpy(known.looks).long(), torch.from_numpy(known.probabilities)
+    return Answers(looks, law, torch.from_numpy(known.backgrounds).long())
+
+
+def true_pictures(world: EmojiWorld, prompts: CaptionSet, seed: int) -> Images:
+    """One draw for each caption from the true law of pictures given the caption."""
+    looks = np.asarray(world.looks)
+    placements: list[Placement] = []
+    for index, answers in enumerate(prompts.answers):
+        rng = np.random.default_rng((seed, index, 1))
+        look = rng.choice(answers.glyphs.numpy(), p=answers.weights.numpy() / float(answers.weights.sum()))
+        glyph, background = rng.choice(np.flatnonzero(looks == look)), rng.choice(answers.backgrounds.numpy())
+        placements.append(
+            replace(world.describe(seed, index)[0], glyph=int(glyph), background=int(background))
+        )
+    return torch.cat([world.draw(placements[rows]) for rows in batches(len(placements), 256)])
+
+
+def emoji_judge(world: EmojiWorld, features: ClipFeatures, protocol: Protocol) -> GlyphJudge:
+    """A judge with `scenes_per_glyph` real scenes of every glyph as prototypes."""
+    per_glyph = protocol.scenes_per_glyph
+
+    def compute() -> dict[str, Tensor]:
+        seen = []
+        for rows in batches(len(world) * per_glyph, 256):
+            numbers = range(rows.start, rows.stop)
+            placements = [
+                replace(world.describe(protocol.reference_seed - 1, i)[0], glyph=i // per_glyph)
+                for i in numbers
+            ]
+            seen.append(chosen(features.images(world.draw(placements)), protocol.judge_features).cpu())
+        return {"prototypes": torch.cat(seen)}
+
+    key = {"what": "judge", "protocol": protocol.hash, "eye": features.name, "glyphs": len(world)}
+    prototypes = cached(cache_folder("judges"), key, compute)["prototypes"]
+    looks = torch.tensor(world.looks).repeat_interleave(per_glyph)
+    return GlyphJudge(prototypes, looks, world.background_colors)
+
+
+def _kept(
+    evaluator: Evaluator, what: str, pictures: Callable[[], Images], prompts: CaptionSet
+) -> Measurements:
+    """Measurements of real pictures, from the cache where it has them."""
+
+    def compute() -> dict[str, Tensor]:
+        return measured_in_batches(evaluator, pictures(), prompts.captions).tensors()
+
+    key = {
+        "what": what,
+        "protocol": evaluator.protocol.hash,
+        "eye": evaluator.features.name,
+        "captions": _digest(prompts.captions),
+    }
+    return Measurements.of(cached(cache_folder("real"), key, compute))
+
+
+def _digest(captions: Sequence[str]) -> str:
+    return hashlib.blake2b("\n".join(captions).encode(), digest_size=12).hexdigest()
