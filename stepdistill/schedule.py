@@ -177,8 +177,8 @@ class TrigSchedule(NoiseSchedule):
     """TrigFlow: alpha = cos(pi t / 2), sigma = sin(pi t / 2) (https://arxiv.org/abs/2410.11081), data of unit scale."""
 
     def alpha(self, t: Times) -> Times:
-        """The cosine of the angle."""
-        return torch.cos(self.angle(t))
+        """The cosine of the angle, exactly 0 at t = 1."""
+        return torch.sin(self.angle(1 - at_least_float32(t)))
 
     def sigma(self, t: Times) -> Times:
         """The sine of the angle."""
@@ -186,11 +186,11 @@ class TrigSchedule(NoiseSchedule):
 
     def d_alpha(self, t: Times) -> Times:
         """-pi/2 sin."""
-        return -math.pi / 2 * torch.sin(self.angle(t))
+        return -math.pi / 2 * self.sigma(t)
 
     def d_sigma(self, t: Times) -> Times:
         """pi/2 cos."""
-        return math.pi / 2 * torch.cos(self.angle(t))
+        return math.pi / 2 * self.alpha(t)
 
     def angle(self, t: Times) -> Times:
         """The paper's own time, in [0, pi/2]."""
@@ -206,12 +206,12 @@ def schedule_from_scheduler(scheduler: Any) -> NoiseSchedule:
 
     Shifts and grids of inference are not part of it: they say where a sampler calls the network, not what noise is.
 
-    >>> schedule_from_scheduler({"shift": 3.0, "base_shift": 0.5, "num_train_timesteps": 1000})
+    >>> schedule_from_scheduler({"shift": 3.0, "num_train_timesteps": 1000})
     FlowSchedule()
     """
     config: Mapping[str, Any] = scheduler if isinstance(scheduler, Mapping) else scheduler.config
     prediction = config.get("prediction_type")
-    if config.get("use_flow_sigmas") or prediction == "flow_prediction" or "base_shift" in config:
+    if config.get("use_flow_sigmas") or prediction == "flow_prediction":
         return FlowSchedule()
     if prediction == "trigflow":
         return TrigSchedule()
@@ -219,6 +219,8 @@ def schedule_from_scheduler(scheduler: Any) -> NoiseSchedule:
         return VPSchedule(alphas_cumprod_from_config(config))
     if {"sigma_min", "sigma_max", "rho"} <= set(config):
         return EDMSchedule(config["sigma_min"], config["sigma_max"], config["rho"])
+    if "shift" in config:
+        return FlowSchedule()
     name = config.get("_class_name", type(scheduler).__name__)
     raise UserError(
         f"the noise schedule of {name} is not known; use a DDPM-like, FlowMatch, EDM or SCM scheduler"
