@@ -45,6 +45,11 @@ class Conditioning:
         rows = [key] if isinstance(key, int) else key
         return Conditioning({name: tensor[rows] for name, tensor in self.tensors.items()})
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
         """The same on another device; `dtype` changes floating tensors only, labels stay integers."""
         return Conditioning(

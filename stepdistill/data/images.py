@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pyarrow import ArrowInvalid
 
 from stepdistill.data.emoji import EmojiWorld
@@ -20,9 +20,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def load_images(
-    source: str, *, size: int, limit: int | None = None, seed: int = 0
+    source: str, *, size: tuple[int, int], limit: int | None = None, seed: int = 0
 ) -> tuple[Images, list[str]]:
-    """Images of `emoji`, of a folder (each with a .txt beside it) or of a parquet file, cropped to size x size.
+    """Images of `emoji`, of a folder (each with a .txt beside it) or of a parquet file, cropped to (height, width).
 
     Raises:
         UserError: nothing usable is there.
@@ -43,13 +43,11 @@ def load_images(
     return images, [caption for _, caption in pairs]
 
 
-def center_crop(image: Image.Image, size: int) -> torch.Tensor:
-    """Resize the shorter side to `size` and crop the centre; values in [0, 1], shape (3, size, size)."""
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - size) // 2, (height - size) // 2
-    pixels = np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.float32) / 255.0
+def center_crop(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """Cover (height, width) and crop the centre; values in [0, 1], shape (3, height, width)."""
+    height, width = size
+    fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    pixels = np.asarray(fitted, dtype=np.float32) / 255.0
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -45,7 +45,7 @@ def load_prompts(source: str, *, limit: int | None = None, seed: int = 0) -> lis
 def emoji_prompts(count: int, *, seed: int = 0) -> list[str]:
     """Captions of embedded scenes that no evaluation caption was drawn from."""
     world = EmojiWorld()
-    return [world.caption(seed, TRAINING_SCENES + index) for index in range(count)]
+    return [world.describe(seed, TRAINING_SCENES + index)[1] for index in range(count)]
 
 
 def _read_jsonl(path: Path) -> list[str]:

@@ -15,7 +15,9 @@ from stepdistill.data.cache import cached
 from stepdistill.data.images import load_images
 from stepdistill.data.prompts import load_prompts
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Batch
+from stepdistill.errors import UserError
 from stepdistill.rng import RandomStream
 
 ENCODE_BATCH = 64
@@ -141,8 +143,11 @@ def prepare_data(
     data = TrainingData(tuple(texts), Conditioning(cond), uncond, tuple(teacher.latent_shape()))
     if images is None:
         return data
+    if not isinstance(teacher, PipelineDenoiser):
+        raise UserError("data.images needs a teacher with an autoencoder, a diffusers pipeline")
+    encoder = teacher
     image_key = {**key, "images": images, "num_images": num_images}
-    stored = cached(cache_dir, image_key, lambda: encode_images(teacher, images, num_images, seed))
+    stored = cached(cache_dir, image_key, lambda: encode_images(encoder, images, num_images, seed))
     return replace(
         data,
         latents=stored.pop("latents"),
@@ -150,9 +155,9 @@ def prepare_data(
     )
 
 
-def encode_images(teacher: Denoiser, images: str, limit: int | None, seed: int) -> dict[str, Tensor]:
+def encode_images(teacher: PipelineDenoiser, images: str, limit: int | None, seed: int) -> dict[str, Tensor]:
     """Latents of a set of images beside the embeddings of their captions."""
-    pixels, captions = load_images(images, size=teacher.image_size, limit=limit, seed=seed)
+    pixels, captions = load_images(images, size=teacher.image_size(), limit=limit, seed=seed)
     device = next(teacher.parameters()).device
     with torch.no_grad():
         latents = torch.cat([teacher.encode_images(part.to(device)) for part in pixels.split(ENCODE_BATCH)])

@@ -127,6 +127,10 @@ class Requirements:
     critic: bool = False
     predictions: tuple[str, ...] = ("x0", "eps", "v", "flow")
 
+    def names(self) -> list[str]:
+        """What is required, in words."""
+        return ["prompts", *(["real images"] if self.latents else []), *(["critic"] if self.critic else [])]
+
 
 class DistillerConfig(BaseModel):
     """Fields every method has."""

@@ -41,6 +41,10 @@ class EMA:
         finally:
             self._write(backup)
 
+    def write_to_parameters(self) -> None:
+        """Replace the parameters by their average for good."""
+        self._write(self.average)
+
     @torch.no_grad()
     def _write(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):

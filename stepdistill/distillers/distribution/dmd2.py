@@ -27,6 +27,7 @@ from stepdistill.distillers.base import (
     Requirements,
     Turn,
 )
+from stepdistill.errors import UserError
 from stepdistill.guidance import Guidance
 from stepdistill.losses.score import denoising_error, dm_gradient, surrogate_loss
 from stepdistill.prediction import conditional_target
@@ -123,9 +124,7 @@ class DMD2(Distiller):
         terms, logs = {"fake_score": error.mean()}, {"fake_score": PerTime(error.detach(), t)}
         if self.gan is not None:
             if batch.latents is None or batch.latents_cond is None:
-                raise ValueError(
-                    "the GAN needs real latents: set data.images, or method.gan.student_weight=0"
-                )
+                raise UserError("the GAN needs real latents: set data.images, or method.gan.student_weight=0")
             gan_terms, gan_logs = self.gan.critic_losses(
                 x0, batch.cond, batch.latents, batch.latents_cond, rng
             )

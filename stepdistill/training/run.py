@@ -1,0 +1,149 @@
+"""A whole run from a recipe: teacher, distiller, training, export, measurement, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from stepdistill.data.source import TrainingData, prepare_data
+from stepdistill.denoisers import Denoiser, load_teacher
+from stepdistill.distillers.base import Distiller
+from stepdistill.errors import UserError
+from stepdistill.export import export
+from stepdistill.metrics.report import write_report
+from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
+from stepdistill.training.ema import EMA
+from stepdistill.training.recipe import Recipe, load_recipe
+from stepdistill.training.scoring import emoji_scorer, evaluate_run
+from stepdistill.training.trainer import Trainer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NUM_CARD_PROMPTS = 4
+
+
+def distill(recipe: Recipe) -> Path:
+    """Run a recipe to its end, or go on where an earlier attempt stopped; returns the run folder.
+
+    Raises:
+        UserError: the input is wrong; the message says the fix.
+        RunInterruptedError: a signal stopped the run after a checkpoint was written.
+    """
+    run_dir = start_run_folder(recipe)
+    trainer = build_trainer(recipe)
+    trainer.fit()
+    if not trainer.is_main:
+        return run_dir
+    with trainer.student_average():
+        results = (
+            evaluate_run(trainer.distiller, recipe, run_dir) if recipe.validation.num_evaluated else None
+        )
+        export_student(trainer.distiller, recipe, trainer.data.prompts, run_dir, results)
+    write_report(run_dir)
+    return run_dir
+
+
+def build_distiller(recipe: Recipe) -> Distiller:
+    """Teacher and method of a recipe."""
+    teacher = load_teacher(recipe.model.pretrained_model_name_or_path, dtype=DTYPES[recipe.model.dtype])
+    return recipe.distiller_class(teacher, recipe.distiller_config, roles=recipe.roles)
+
+
+def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
+    """The embedded prompts and images of a recipe."""
+    data = recipe.data
+    images = data.images
+    if images is None and recipe.distiller_class.requires.latents:
+        raise UserError(f"method.name={recipe.method['name']} needs real images: set data.images")
+    return prepare_data(
+        teacher,
+        model=recipe.model.pretrained_model_name_or_path,
+        prompts=data.prompts,
+        images=images,
+        num_prompts=data.num_prompts,
+        num_images=data.num_images,
+        negative_prompt=data.negative_prompt,
+        cache_dir=data.cache_dir,
+        seed=recipe.train.seed,
+    )
+
+
+def build_trainer(recipe: Recipe) -> Trainer:
+    """Everything that `fit` needs."""
+    distiller = build_distiller(recipe)
+    return Trainer(
+        distiller,
+        recipe.train,
+        build_data(recipe, distiller.teacher),
+        validation=recipe.validation,
+        report_to=recipe.track.report_to,
+        scorer=emoji_scorer(recipe) if recipe.validation.num_scored else None,
+    )
+
+
+def start_run_folder(recipe: Recipe) -> Path:
+    """Make the run folder and write the resolved recipe into it; `stepdistill distill RUN/recipe.yaml` repeats the run."""
+    run_dir = Path(recipe.train.output_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        draft = run_dir / ".recipe.partial"
+        draft.write_text(
+            f"# The resolved recipe of this run. Again: stepdistill distill {run_dir}/recipe.yaml\n{recipe.dump()}"
+        )
+        os.replace(draft, run_dir / "recipe.yaml")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to '{run_dir}': {error.strerror or error}; set train.output_dir to a folder you may write to"
+        ) from error
+    return run_dir
+
+
+def export_student(
+    distiller: Distiller,
+    recipe: Recipe,
+    prompts: Sequence[str],
+    run_dir: Path,
+    results: Mapping[str, Any] | None = None,
+) -> Path:
+    """Export the student of a run, through the reload gate."""
+    folder = run_dir / "export"
+    formats = tuple(recipe.export.formats) if recipe.roles.mode == "shared" else ("pipeline",)
+    export(
+        distiller,
+        folder,
+        formats=formats,
+        name=recipe.export.name or run_dir.name,
+        prompts=tuple(recipe.validation.prompts or prompts)[:NUM_CARD_PROMPTS],
+        recipe=recipe.dump(),
+        results=results,
+    )
+    return folder
+
+
+def restore(run_dir: Path, *, which: Literal["last", "best"] = "last") -> tuple[Distiller, Recipe]:
+    """The distiller of a run folder with its averaged student.
+
+    Args:
+        run_dir: a folder that `distill` wrote.
+        which: the student at the last checkpoint, or the one of the lowest validation Frechet distance.
+
+    Raises:
+        UserError: the folder holds no run, or no such checkpoint.
+    """
+    recipe = load_recipe(run_dir / "recipe.yaml")
+    distiller = build_distiller(recipe)
+    folder = latest_checkpoint(run_dir if which == "last" else run_dir / "best")
+    if folder is None:
+        raise UserError(
+            f"'{run_dir}' holds no {which} checkpoint; run `stepdistill distill {run_dir}/recipe.yaml` first"
+        )
+    tensors, _ = load_checkpoint(folder)
+    distiller.student.load_role_state_dict(tensors["student"])
+    if which == "last":
+        average = EMA(distiller.student.trainable_parameters(), recipe.train.ema_decay)
+        average.load_state_dict(tensors["ema"])
+        average.write_to_parameters()
+    return distiller, recipe

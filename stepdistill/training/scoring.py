@@ -1,0 +1,75 @@
+"""The embedded problem's measures, while a run goes on and at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepdistill.data.emoji import EmojiWorld
+from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.distillers.base import Distiller
+from stepdistill.errors import UserError
+from stepdistill.metrics.emoji import answers_of, load_evaluator
+from stepdistill.metrics.evaluator import measured_in_batches
+from stepdistill.metrics.generation import Generation
+from stepdistill.metrics.measurements import caption_scores
+from stepdistill.metrics.protocols import EMOJI
+from stepdistill.metrics.runner import RunOptions, evaluate
+from stepdistill.metrics.samplers import teacher_comparison
+from stepdistill.metrics.stats import frechet_distance_of_features
+from stepdistill.training.recipe import Recipe
+from stepdistill.typing import Images
+
+
+class EmojiScorer:
+    """Frechet distance to real scenes and prompt accuracy of a few hundred images: fast enough for every validation."""
+
+    def __init__(self) -> None:
+        self.world = EmojiWorld()
+        self.evaluator = load_evaluator(EMOJI, world=self.world)
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, float]:
+        """`frechet_distance` and the caption scores of images for emoji captions."""
+        measured = measured_in_batches(self.evaluator, images, prompts)
+        answers = [answers_of(self.world.answers(prompt)) for prompt in prompts]
+        distance = frechet_distance_of_features(measured.features, self.evaluator.reference.features)
+        colours = self.evaluator.judge.background_colours
+        return {"frechet_distance": distance, **caption_scores(measured, answers, colours)}
+
+
+def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+    """Measure teacher and student on the embedded captions, write `results.json`, and return it.
+
+    Raises:
+        UserError: the run's model is not a diffusers pipeline.
+    """
+    teacher, student = distiller.teacher, distiller.student
+    if not (isinstance(teacher, PipelineDenoiser) and isinstance(student, PipelineDenoiser)):
+        raise UserError("only students of diffusers pipelines can be evaluated")
+    sampler = distiller.sampler()
+    call = student.call_arguments(sampler)
+    generation = Generation(
+        distiller.pipeline(),
+        "student",
+        method=recipe.method["name"],
+        steps=call.pop("num_inference_steps"),
+        guidance_scale=call.pop("guidance_scale"),
+        arguments=call,
+    )
+    evaluator = load_evaluator(EMOJI.with_images(recipe.validation.num_evaluated))
+    options = RunOptions()
+    scale = recipe.validation.teacher_guidance_scale
+    rows = teacher_comparison(
+        teacher.pipe,
+        generation,
+        guidance_scale=distiller.config.guidance_scale if scale is None else scale,
+        steps=recipe.validation.teacher_steps,
+        evaluator=evaluator,
+        options=options,
+    )
+    results = evaluate(rows, evaluator=evaluator, options=options)
+    document = results.to_json()
+    (run_dir / "results.json").write_text(json.dumps(document, indent=1))
+    return document

@@ -1,0 +1,247 @@
+"""DMD2 against closed forms and identities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import stepdistill as sd
+from stepdistill.critics.gan import GANConfig
+from stepdistill.data.source import data_from_prompts
+from stepdistill.distillers.base import Batch, Distiller
+from stepdistill.distillers.distribution.dmd2 import DMD2Config
+from stepdistill.errors import UserError
+from stepdistill.losses.score import surrogate_loss
+from stepdistill.rollout import backward_simulation
+from stepdistill.testing import AffineDenoiser, GaussianDenoiser, GaussianTeacher, tiny_pipeline
+
+FAMILIES = ["sd", "sd-v", "sdxl", "sd3"]
+
+
+def batch_of(distiller: Distiller, size: int = 2, *, step: int = 0, latents: bool = False) -> Batch:
+    teacher = distiller.teacher
+    data = data_from_prompts(teacher, ["a red fox", "two cats"])
+    batch = data.batch(seed=0, step=step, indices=range(size), size=size)
+    if latents:
+        batch.latents = torch.randn(size, *batch.shape, generator=torch.Generator().manual_seed(1))
+        batch.latents_cond = batch.cond
+    return batch
+
+
+def gradients(distiller: Distiller) -> dict[str, torch.Tensor]:
+    return {
+        f"{turn}.{i}": parameter.grad.clone()
+        for turn, parameters in distiller.players().items()
+        for i, parameter in enumerate(parameters)
+        if parameter.grad is not None
+    }
+
+
+def test_equal_scores_inject_exactly_nothing() -> None:
+    for family in FAMILIES:
+        teacher = sd.load_teacher(tiny_pipeline(family))
+        distiller = sd.DMD2(teacher, DMD2Config(num_steps=2, guidance_scale=1.0), roles=sd.Roles(rank=2))
+        losses = distiller.student_step(batch_of(distiller))
+        losses.backward()
+        assert losses.logs["gradient_norm"] == 0
+        assert all(grad.abs().max() == 0 for grad in gradients(distiller).values())
+
+
+def test_injected_gradient_is_the_kl_gradient_of_two_gaussians() -> None:
+    """E[d surrogate / d bias] is d KL / d bias at one noise level, up to the known weight (sigma^2 / alpha) / alpha."""
+    teacher = GaussianTeacher(1.0, 0.5)
+    config = DMD2Config(num_steps=1, guidance_scale=1.0, normaliser="none", renoise_lo=0.4, renoise_hi=0.4)
+    distiller = sd.DMD2(teacher, config)
+    distiller.fake_score = GaussianDenoiser(  # the affine student's true law at gain 1, bias 0
+        torch.zeros(1), torch.ones(1), teacher.schedule, prompts=teacher.prompts
+    )
+    size = 20_000
+    data = data_from_prompts(teacher, ["x"])
+    distiller.student_step(data.batch(seed=3, step=0, indices=range(size), size=size)).backward()
+    alpha, sigma = 0.6, 0.4
+    q_var, p_var = alpha**2 * 1.0 + sigma**2, alpha**2 * 0.25 + sigma**2
+    d_kl_d_mean = alpha * (0.0 - alpha * 1.0) / p_var
+    d_kl_d_gain = alpha**2 * 1.0 * (1 / p_var - 1 / q_var)
+    weight = sigma**2 / alpha / alpha
+    student = distiller.student
+    assert isinstance(student, AffineDenoiser)
+    assert student.bias.grad is not None
+    assert student.gain.grad is not None
+    assert student.bias.grad.item() == pytest.approx(weight * d_kl_d_mean, rel=0.03)
+    assert student.gain.grad.item() == pytest.approx(weight * d_kl_d_gain, rel=0.05)
+
+
+@pytest.mark.slow
+def test_affine_student_reaches_the_teacher_at_critic_ratio_five() -> None:
+    """Spec C1: N(1, 0.25) within 0.02, with an online fake score of two parameters."""
+    teacher = GaussianTeacher(
+        torch.full((16,), 1.0), 0.5
+    )  # 16 copies: the normaliser is a mean over elements
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, guidance_scale=1.0, student_every=5))
+    data = data_from_prompts(teacher, ["x"])
+    steps = 4000
+    players = distiller.players()
+    optimizers = {
+        "student": torch.optim.Adam(players["student"], 5e-3, betas=(0.0, 0.999)),
+        "critic": torch.optim.Adam(players["critic"], 1e-2, betas=(0.0, 0.999)),
+    }
+    for step in range(steps):
+        batch = data.batch(seed=0, step=step, indices=range(64), size=64)
+        for turn in distiller.turns(step):
+            losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+            losses.backward()
+            for group in optimizers[turn].param_groups:
+                group["lr"] = (5e-3 if turn == "student" else 1e-2) * (1 - step / steps)
+            optimizers[turn].step()
+            optimizers[turn].zero_grad()
+    student = distiller.student
+    assert isinstance(student, AffineDenoiser)
+    assert student.bias.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert student.gain.abs().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("mode", ["shared", "full"])
+@pytest.mark.parametrize("features", ["fake_score", "teacher"])
+def test_turns_touch_only_their_player(family: str, mode: str, features: str) -> None:
+    teacher = sd.load_teacher(tiny_pipeline(family))
+    config = DMD2Config(
+        num_steps=2, guidance_scale=3.0, gan=GANConfig(student_weight=1e-2, features=features, r1_weight=1.0)
+    )
+    distiller = sd.DMD2(teacher, config, roles=sd.Roles(mode=mode, rank=2))
+    before = {name: p.detach().clone() for name, p in teacher.named_parameters() if "lora" not in name}
+    distiller.student_step(batch_of(distiller, latents=True)).backward()
+    assert {key.split(".")[0] for key in gradients(distiller)} == {"student"}
+    for parameters in distiller.players().values():
+        for parameter in parameters:
+            parameter.grad = None
+    losses = distiller.critic_step(batch_of(distiller, latents=True))
+    assert set(losses.terms) == {"fake_score", "gan_critic", "r1"}
+    losses.backward()
+    assert {key.split(".")[0] for key in gradients(distiller)} == {"critic"}
+    for name, parameter in teacher.named_parameters():
+        if "lora" not in name:
+            assert parameter.grad is None
+            assert torch.equal(parameter, before[name])
+
+
+def _perturbed(distiller: Distiller, seed: int = 5) -> None:
+    """Move both adapters off their zero start, so that roles differ."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameters in distiller.players().values():
+        for parameter in parameters:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def _joint_gradients(distiller: sd.DMD2, batch: Batch) -> dict[str, torch.Tensor]:
+    """The same loss on one uncut graph: the student's x0 feeds the judges directly."""
+    rng = batch.rng.fork("student")
+    distiller.train_only("student")
+    x0 = distiller.sample_student(batch, rng)
+    with torch.no_grad():
+        x_t, t = distiller.renoise(x0, rng)
+        real = distiller.teacher(x_t, t, batch.cond, guidance=distiller.guidance(batch)).x0
+        fake = distiller.fake_score(x_t, t, batch.cond).x0
+    losses = {"dm": surrogate_loss(x0, distiller.gradient(x0, real, fake))}
+    assert distiller.gan is not None
+    losses["gan_student"] = distiller.gan.student_loss(x0, batch.cond, rng)
+    total = sum(distiller.weights().get(name, 1.0) * loss for name, loss in losses.items())
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    return gradients(distiller)
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_two_stage_backward_is_the_joint_graph_bitwise(family: str) -> None:
+    """Also under gradient checkpointing, where the joint graph would recompute the student under the wrong adapter."""
+
+    def build() -> sd.DMD2:
+        teacher = sd.load_teacher(tiny_pipeline(family))
+        config = DMD2Config(num_steps=2, guidance_scale=3.0, gan=GANConfig(student_weight=1e-2))
+        distiller = sd.DMD2(teacher, config, roles=sd.Roles(rank=2))
+        _perturbed(distiller)
+        return distiller
+
+    joint = build()
+    expected = _joint_gradients(joint, batch_of(joint))
+    for checkpointing in (False, True):
+        distiller = build()
+        if checkpointing:
+            distiller.student.enable_gradient_checkpointing()
+            distiller.teacher.network.train()
+        distiller.student_step(batch_of(distiller)).backward()
+        found = gradients(distiller)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_training_inputs_have_the_distribution_of_inference_inputs() -> None:
+    """Spec 3.2 toy (b): the state at the second step is what inference feeds it; noised real data is not."""
+    teacher = GaussianTeacher(1.0, 0.5)
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=2, guidance_scale=1.0))
+    student = distiller.student
+    assert isinstance(student, AffineDenoiser)
+    student.gain.data.fill_(0.2)
+    student.bias.data.fill_(-0.5)
+    size = 20_000
+    batch = data_from_prompts(teacher, ["x"]).batch(seed=0, step=0, indices=range(size), size=size)
+    sampler = distiller.sampler()
+    rollout = backward_simulation(student, sampler, batch.noise("z"), batch.cond, batch.rng, exit_step=1)
+    t = sampler.times[1]
+    inference_mean, inference_std = (1 - t) * -0.5, (((1 - t) * 0.2) ** 2 + t**2) ** 0.5
+    assert rollout.x_t.mean().item() == pytest.approx(inference_mean, abs=0.02)
+    assert rollout.x_t.std().item() == pytest.approx(inference_std, abs=0.02)
+    noised_data = teacher.schedule.add_noise(teacher.sample(size), batch.noise("e"), torch.full((size,), t))
+    assert abs(noised_data.mean().item() - inference_mean) > 0.3
+
+
+def test_only_the_exit_step_keeps_a_graph_and_its_choice_is_shared() -> None:
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=4), roles=sd.Roles(rank=2))
+    batch = batch_of(distiller)
+    rollout = backward_simulation(
+        distiller.student, distiller.sampler(), batch.noise("z"), batch.cond, batch.rng, exit_step=2
+    )
+    assert rollout.x0.requires_grad
+    assert not rollout.x_t.requires_grad
+    draws = {batch.rng.shared_integer("exit_step", 4)}
+    half = data_from_prompts(teacher, ["a", "b"]).batch(seed=0, step=0, indices=[1], size=2)
+    draws.add(half.rng.shared_integer("exit_step", 4))
+    assert len(draws) == 1
+    seen = {sd.RandomStream(0, step, (0,)).shared_integer("exit_step", 4) for step in range(64)}
+    assert seen == {0, 1, 2, 3}
+
+
+def test_critics_reuse_the_students_samples_of_the_same_iteration() -> None:
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=2, student_every=3), roles=sd.Roles(rank=2))
+    assert [tuple(distiller.turns(step)) for step in range(4)] == [
+        ("student", "critic"), ("critic",), ("critic",), ("student", "critic"),
+    ]  # fmt: skip
+    batch = batch_of(distiller)
+    distiller.student_step(batch)
+    samples = batch.samples
+    distiller.critic_step(batch)
+    assert batch.samples is samples
+
+
+def test_gan_without_images_says_what_to_set() -> None:
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    distiller = sd.DMD2(
+        teacher, DMD2Config(num_steps=1, gan=GANConfig(student_weight=1e-3)), roles=sd.Roles(rank=2)
+    )
+    with pytest.raises(UserError, match=r"data\.images"):
+        distiller.critic_step(batch_of(distiller))
+
+
+def test_golden_first_losses() -> None:
+    """A refactor must not move a number unseen."""
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    config = DMD2Config(num_steps=4, guidance_scale=4.0, gan=GANConfig(student_weight=1e-2))
+    distiller = sd.DMD2(teacher, config, roles=sd.Roles(rank=4))
+    batch = batch_of(distiller, latents=True)
+    losses = distiller.student_step(batch).terms | distiller.critic_step(batch).terms
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(GOLDEN, rel=1e-4)
+
+
+GOLDEN = {"dm": 1.78685e-05, "gan_student": 0.717217, "fake_score": 1.08378, "gan_critic": 1.39803}
