@@ -19,14 +19,16 @@ from stepdistill.denoisers.roles import (
     Roles,
     adapter_tensors,
     add_adapter,
+    is_shared,
     load_tensors,
+    remove_adapters,
     switch_adapter,
     upcast,
 )
 from stepdistill.guidance import Guidance, guide
 from stepdistill.prediction import Prediction, to_x0_eps
 from stepdistill.sampler import SamplerKind, StudentSampler
-from stepdistill.schedule import NoiseSchedule
+from stepdistill.schedule import NoiseSchedule, at_least_float32
 from stepdistill.typing import Images, Latents, Times
 
 
@@ -65,16 +67,15 @@ class Denoiser(nn.Module):
         """The estimates of x0 and eps; a guided call runs cond and uncond as one batch."""
         self.activate()
         cond = cond.expand(len(x_t))
-        wide = torch.promote_types(x_t.dtype, torch.float32)
         if guidance is None or guidance.is_off:
-            output = self.forward_network(x_t, t, cond).to(wide)
+            output = self.forward_network(x_t, t, cond)
         else:
             both = Conditioning.cat([cond, guidance.uncond.expand(len(x_t))])
             outputs = self.forward_network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-            with_cond, without = outputs.to(wide).chunk(2)
-            output = guide(with_cond, without, guidance.scale_at(t.to(wide)))
+            with_cond, without = at_least_float32(outputs).chunk(2)
+            output = guide(with_cond, without, guidance.scale_at(at_least_float32(t)))
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        x0, eps = to_x0_eps(self.prediction, output, x_t.to(wide), alpha, sigma)
+        x0, eps = to_x0_eps(self.prediction, output, x_t, alpha, sigma)
         return Denoised(x0, eps, t)
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
@@ -130,13 +131,15 @@ class Denoiser(nn.Module):
         shared: a LoRA adapter on the same network object. full (and denoisers without `lora_targets`): a deep
         copy of the network, in float32 where the teacher is in half precision.
         """
-        is_shared = roles.mode == "shared" and bool(roles.target_modules or self.lora_targets)
-        kept = [*self._kept_parts(), *([self.network] if is_shared else [])]
+        on_one_network = roles.mode == "shared" and bool(roles.target_modules or self.lora_targets)
+        kept = [*self._kept_parts(), *([self.network] if on_one_network else [])]
         twin = copy.deepcopy(self, {id(part): part for part in kept})
         twin.is_trainable = True
-        if is_shared:
+        if on_one_network:
             twin.adapter = add_adapter(self.network, name, roles, self.lora_targets)
         else:
+            if "network" in self._modules and is_shared(self.network):
+                remove_adapters(twin.network)  # those of other roles were copied along
             upcast(twin)
             twin.requires_grad_(True)
         return twin

@@ -21,6 +21,7 @@ def tap(
     The network is left by an exception as soon as all of them have fired, so nothing behind the last tap is
     computed. Gradients flow: the collected tensors keep their graph.
 
+    >>> import torch
     >>> network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 5))
     >>> [tuple(f.shape) for f in tap(network, ["1", "0"], lambda: network(torch.zeros(7, 2)), lambda out: out)]
     [(7, 4), (7, 3)]

@@ -22,7 +22,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
-    SchedulerMixin,
 )
 
 from stepdistill.errors import UserError
@@ -34,7 +33,7 @@ from stepdistill.times import few_step_indices, shift_time
 class FewStep:
     """A scheduler and the keyword arguments of the pipeline call that go with it (plain JSON values)."""
 
-    scheduler: SchedulerMixin
+    scheduler: Any
     arguments: dict[str, Any]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from stepdistill.assets import resolve_path
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.denoisers.roles import is_shared
+from stepdistill.denoisers.roles import adapted_layers, is_shared
 from stepdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,10 +47,23 @@ def load_teacher(
     family = family_of(type(pipeline).__name__)
     if device is not None or dtype is not None:
         pipeline.to(*(x for x in (device, dtype) if x is not None))
-    for component in pipeline.components.values():
+    for name, component in pipeline.components.items():
         if isinstance(component, nn.Module) and not is_shared(component):
+            _refuse_foreign_adapters(name, component)
             component.requires_grad_(False).eval()
     return family(pipeline)  # pyright: ignore[reportCallIssue] - families take the pipeline
+
+
+def absent_components(config: Mapping[str, Any]) -> dict[str, None]:
+    """The components that a model_index.json lists as null, as keyword arguments of `from_pretrained`.
+
+    diffusers 0.42 does not load a `StableDiffusion3Pipeline` without T5 unless it is told so again.
+
+    >>> absent_components({"_class_name": "X", "vae": ["diffusers", "AutoencoderKL"], "text_encoder_3": [None, None]})
+    {'text_encoder_3': None}
+    """
+    lists = {name: value for name, value in config.items() if isinstance(value, (list, tuple))}
+    return {name: None for name, value in lists.items() if not any(value)}
 
 
 def family_of(pipeline_class: str) -> type[Any]:
@@ -72,14 +86,16 @@ def _load_pipeline(name: str, dtype: torch.dtype | None) -> DiffusionPipeline:
 
     source = _checked_source(name)
     try:
-        config = DiffusionPipeline.load_config(source)
+        config: Any = DiffusionPipeline.load_config(source)
     except (OSError, ValueError) as error:
         raise UserError(
             f"'{name}' is neither a pipeline folder here nor a readable hub id: {_first_line(error)}"
         ) from error
     family_of(str(config.get("_class_name")))
     try:
-        return DiffusionPipeline.from_pretrained(source, dtype=dtype or torch.float32, use_safetensors=True)
+        return DiffusionPipeline.from_pretrained(
+            source, dtype=dtype or torch.float32, use_safetensors=True, **absent_components(config)
+        )
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(
             f"the weights of '{name}' cannot be read ({_first_line(error)}); download or export the pipeline again, "
@@ -106,6 +122,13 @@ def _checked_source(name: str) -> str:
             f"there is no folder '{name}'; give the path of a diffusers pipeline, or a hub id owner/name"
         )
     return name
+
+
+def _refuse_foreign_adapters(name: str, component: nn.Module) -> None:
+    if adapted_layers(component):
+        raise UserError(
+            f"the pipeline's {name} carries an unfused LoRA; call pipe.fuse_lora() and pipe.unload_lora_weights() before"
+        )
 
 
 def _first_line(error: BaseException) -> str:

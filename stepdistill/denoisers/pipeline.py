@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
@@ -86,16 +86,16 @@ class PipelineDenoiser(Denoiser):
 
     def encode_images(self, images: Images, generator: torch.Generator | None = None) -> Latents:
         """Scaled latents of images: the posterior's mode, or a sample of it when a generator is given."""
-        posterior = self.vae.encode(images.to(self.vae.device, torch.float32) * 2 - 1).latent_dist
-        mean, scale = self._latent_affine()
+        vae, (mean, scale) = self.vae, self._latent_affine()
+        with torch.autocast(vae.device.type, enabled=False):
+            posterior = vae.encode(images.to(vae.device, torch.float32) * 2 - 1).latent_dist
         return ((posterior.mode() if generator is None else posterior.sample(generator)) - mean) * scale
 
     def decode(self, latents: Latents) -> Images:
         """Images in [0, 1] of scaled latents; gradients flow."""
-        mean, scale = self._latent_affine()
-        images = self.vae.decode(
-            latents.to(self.vae.device, torch.float32) / scale + mean, return_dict=False
-        )[0]
+        vae, (mean, scale) = self.vae, self._latent_affine()
+        with torch.autocast(vae.device.type, enabled=False):
+            images = vae.decode(latents.to(vae.device, torch.float32) / scale + mean, return_dict=False)[0]
         return (images / 2 + 0.5).clamp(0, 1)
 
     @property

@@ -66,21 +66,21 @@ def switch_adapter(network: nn.Module, adapter: str | None) -> None:
     layers = _adapted.get(network)
     if not layers:
         return
-    active, is_off = [adapter], adapter is None
     first = layers[0]
-    if first._disable_adapters is is_off and (is_off or first._active_adapter == active):
+    if first._disable_adapters is (adapter is None) and (
+        adapter is None or first._active_adapter == [adapter]
+    ):
         return
     for layer in layers:
-        layer._disable_adapters = is_off
-        if not is_off:
-            layer._active_adapter = active
+        layer._disable_adapters = adapter is None
+        if adapter is not None:
+            layer._active_adapter = [adapter]
 
 
 def add_adapter(network: nn.Module, name: str, roles: Roles, default_targets: Sequence[str]) -> str:
     """Give the network a fresh float32 LoRA adapter and return its name (`name`, or `name_2`... where taken)."""
     from diffusers.loaders import PeftAdapterMixin
     from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     config = LoraConfig(
         r=roles.rank,
@@ -103,9 +103,16 @@ def add_adapter(network: nn.Module, name: str, roles: Roles, default_targets: Se
     for parameter in adapter_tensors(network, adapter).values():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    _adapted[network] = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    _adapted[network] = list(adapted_layers(network).values())
     switch_adapter(network, None)
     return adapter
+
+
+def adapted_layers(network: nn.Module) -> dict[str, BaseTunerLayer]:
+    """The layers that carry adapters, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def present_targets(network: nn.Module, targets: Sequence[str]) -> list[str]:
@@ -126,20 +133,22 @@ def adapter_tensors(network: nn.Module, adapter: str) -> dict[str, nn.Parameter]
     return {n.replace(infix, "."): p for n, p in network.named_parameters() if ".lora_" in n and infix in n}
 
 
+def remove_adapters(network: nn.Module, merge: str | None = None) -> None:
+    """Take all adapters off the network, in place; the update of `merge` is added to the weights first."""
+    for name, module in adapted_layers(network).items():
+        if merge is not None:
+            module.merge(adapter_names=[merge])
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, module.get_base_layer())
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        vars(network).pop(attribute, None)
+    _adapted.pop(network, None)
+
+
 def merged_copy(network: nn.Module, adapter: str | None) -> nn.Module:
     """An independent copy of the network with one adapter's update added to its weights and no adapter left."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     merged = copy.deepcopy(network)
-    for name, module in list(merged.named_modules()):
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        if adapter is not None:
-            module.merge(adapter_names=[adapter])
-        parent, _, child = name.rpartition(".")
-        setattr(merged.get_submodule(parent), child, module.get_base_layer())
-    for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        vars(merged).pop(attribute, None)
+    remove_adapters(merged, merge=adapter)
     return merged
 
 

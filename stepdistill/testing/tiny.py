@@ -44,17 +44,18 @@ def tiny_tokenizer(max_length: int = _TOKENS) -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length)
 
 
-def _sd(prediction_type: str) -> DiffusionPipeline:
+def _sd(prediction_type: Literal["epsilon", "v_prediction"]) -> DiffusionPipeline:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
+    absent: Any = None
     return StableDiffusionPipeline(
         vae=_vae(),
         text_encoder=_text_encoder(),
         tokenizer=tiny_tokenizer(),
         unet=UNet2DConditionModel(**_unet_config(), cross_attention_dim=_WIDTH),
         scheduler=_vp_scheduler(prediction_type),
-        safety_checker=None,
-        feature_extractor=None,
+        safety_checker=absent,
+        feature_extractor=absent,
         requires_safety_checker=False,
     )
 
@@ -100,6 +101,7 @@ def _sd3() -> DiffusionPipeline:
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
+    absent: Any = None
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -108,8 +110,8 @@ def _sd3() -> DiffusionPipeline:
         tokenizer=tiny_tokenizer(),
         text_encoder_2=_text_encoder(with_projection=True),
         tokenizer_2=tiny_tokenizer(),
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=absent,
+        tokenizer_3=absent,
     )
 
 
@@ -127,7 +129,7 @@ def _unet_config() -> dict[str, Any]:
     }
 
 
-def _vp_scheduler(prediction_type: str) -> Any:
+def _vp_scheduler(prediction_type: Literal["epsilon", "v_prediction"]) -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -144,16 +146,16 @@ def _vp_scheduler(prediction_type: str) -> Any:
 def _vae(**options: Any) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        layers_per_block=1,
-        latent_channels=_LATENT_CHANNELS,
-        norm_num_groups=4,
-        sample_size=2 * _LATENT_SIZE,
-        **options,
-    )
+    config: dict[str, Any] = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "latent_channels": _LATENT_CHANNELS,
+        "norm_num_groups": 4,
+        "sample_size": 2 * _LATENT_SIZE,
+    }
+    return AutoencoderKL(**config, **options)
 
 
 def _text_encoder(with_projection: bool = False) -> Any:
