@@ -264,3 +264,16 @@ def test_monotone_cubic_on_a_curved_table():
     torch.testing.assert_close(curve.inverse(y), x.double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(curve.inverse(values), torch.arange(5.0).double(), atol=1e-12, rtol=0)
     torch.testing.assert_close(curve.inverse(torch.tensor([-3.0, 99.0])), torch.tensor([0.0, 4.0]).double())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_on_a_gpu(schedule):
+    s, t = torch.linspace(0, 0.5, 9), torch.linspace(0.1, 1, 9)
+    for here, there in zip(schedule.transition(s, t), schedule.transition(s.cuda(), t.cuda()), strict=True):
+        torch.testing.assert_close(there.cpu(), here)
+    inner = schedule.log_snr(t[:-1])
+    torch.testing.assert_close(
+        schedule.time_from_log_snr(inner.cuda()).cpu(), schedule.time_from_log_snr(inner)
+    )
+    torch.testing.assert_close(schedule.d_alpha(t.cuda()).cpu(), schedule.d_alpha(t))

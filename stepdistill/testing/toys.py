@@ -11,7 +11,6 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.losses.score import denoising_loss
 from stepdistill.prediction import Prediction, from_x0_eps
-from stepdistill.rng import RandomStream
 from stepdistill.schedule import NoiseSchedule, per_sample
 from stepdistill.testing.prompts import Prompts
 from stepdistill.typing import Latents, Times
@@ -165,12 +164,16 @@ def fit(
 
     `cond` has one row per sample of `data`.
     """
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.trainable_parameters(), lr=learning_rate)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
-    for step in range(num_steps):
-        rng = RandomStream(seed, step, tuple(range(batch_size)))
-        rows, t = (rng.uniform("rows") * len(data)).long(), rng.uniform("t")
-        x_t = teacher.schedule.add_noise(data[rows], rng.normal("eps", data.shape[1:]), t)
+    for _ in range(num_steps):
+        rows = torch.randint(len(data), (batch_size,), generator=generator)
+        t, eps = (
+            torch.rand(batch_size, generator=generator),
+            torch.randn(data[rows].shape, generator=generator),
+        )
+        x_t = teacher.schedule.add_noise(data[rows], eps, t)
         with torch.no_grad():
             exact = teacher(x_t, t, cond[rows])
         alpha, sigma = teacher.schedule.alpha(t), teacher.schedule.sigma(t)
