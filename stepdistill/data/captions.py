@@ -1,0 +1,175 @@
+"""The caption grammar of the emoji scenes: what is true of a glyph, the law of captions, and its exact inverse.
+
+A caption is `THING` or `THING on BACKGROUND`. THING is a tag (one word of the Unicode subgroup: "mammal", "drink") or
+some words of the name in their order ("astronaut", "woman medium skin tone"). Most captions are true of many glyphs, and
+since the law of captions given a glyph is known, so is the law of glyphs given a caption, by Bayes' rule.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import comb
+
+import numpy as np
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 69, 65),
+    "orange": (240, 140, 50),
+    "yellow": (248, 212, 80),
+    "green": (75, 170, 90),
+    "blue": (65, 120, 205),
+    "purple": (130, 80, 180),
+    "pink": (245, 165, 200),
+    "gray": (125, 128, 132),
+    "white": (255, 255, 255),
+}
+TAG_PROBABILITY = 0.4
+BACKGROUND_PROBABILITY = 0.5
+COUNT_WEIGHTS = (5.0, 3.0, 2.0, 1.0)
+"""Weights of keeping 1, 2, 3, ... words of a name; longer ones weigh as the last."""
+
+_STOP_WORDS = frozenset(["a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with", "other"])
+_TONE = re.compile(r"(?:medium-light|medium-dark|light|medium|dark) skin tone")
+_UNIT = re.compile(rf"{_TONE.pattern}|[a-z0-9][a-z0-9'-]*")
+
+
+def plain(text: str) -> str:
+    """Lower case without accents or typographic apostrophes.
+
+    >>> plain("Côte d’Ivoire")
+    "cote d'ivoire"
+    """
+    folded = unicodedata.normalize("NFKD", text.replace("’", "'"))
+    return "".join(c for c in folded if not unicodedata.combining(c)).lower()
+
+
+def name_units(name: str) -> tuple[str, ...]:
+    """The words of a name that a caption may use, in order; a skin tone is one unit.
+
+    >>> name_units("woman and man holding hands: medium skin tone, medium-dark skin tone")
+    ('woman', 'man', 'holding', 'hands', 'medium skin tone', 'medium-dark skin tone')
+    """
+    units = (match.group() for match in _UNIT.finditer(plain(name)))
+    return tuple(unit for unit in units if unit not in _STOP_WORDS)
+
+
+def subgroup_tags(subgroup: str) -> tuple[str, ...]:
+    """The words of a subgroup.
+
+    >>> subgroup_tags("animal-mammal"), subgroup_tags("sky & weather")
+    (('animal', 'mammal'), ('sky', 'weather'))
+    """
+    return tuple(word for word in re.findall(r"[a-z]+", subgroup) if word not in _STOP_WORDS)
+
+
+def embeddings(part: tuple[str, ...], whole: tuple[str, ...]) -> int:
+    """In how many ways `part` is a subsequence of `whole`.
+
+    >>> embeddings(("person",), ("kiss", "person", "person"))
+    2
+    """
+    ways = [1] + [0] * len(part)
+    for unit in whole:
+        for place in range(len(part), 0, -1):
+            if part[place - 1] == unit:
+                ways[place] += ways[place - 1]
+    return ways[-1]
+
+
+def count_law(num_units: int) -> np.ndarray:
+    """Probability of keeping 1, 2, ..., num_units words."""
+    weights = np.array([COUNT_WEIGHTS[min(k, len(COUNT_WEIGHTS) - 1)] for k in range(num_units)])
+    return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """Everything that satisfies a caption.
+
+    Attributes:
+        glyphs: ids of the glyphs of which the caption is true, and of those drawn alike.
+        backgrounds: indices into `BACKGROUNDS`.
+        looks: the different drawings among them.
+        probabilities: law of the look given the caption, aligned with `looks`.
+    """
+
+    glyphs: np.ndarray
+    backgrounds: np.ndarray
+    looks: np.ndarray = field(repr=False)
+    probabilities: np.ndarray = field(repr=False)
+
+    def expected_distinct(self, draws: int) -> float:
+        """Expected number of different right looks among independent draws from the true conditional."""
+        return float((1 - (1 - self.probabilities) ** draws).sum())
+
+
+class CaptionGrammar:
+    """The law of captions given a glyph and its inverse.
+
+    Args:
+        names: the Unicode name of each glyph.
+        subgroups: the Unicode subgroup of each glyph.
+        looks: a number per glyph, equal for glyphs drawn alike (some flags, mirrored arrows).
+    """
+
+    def __init__(self, names: list[str], subgroups: list[str], looks: list[int]) -> None:
+        self.units = [name_units(name) for name in names]
+        self.tags = [subgroup_tags(subgroup) for subgroup in subgroups]
+        self.looks = np.asarray(looks)
+
+    @cached_property
+    def _glyphs_with(self) -> dict[str, frozenset[int]]:
+        found: dict[str, set[int]] = {}
+        for glyph, (units, tags) in enumerate(zip(self.units, self.tags, strict=True)):
+            for term in (*units, *tags):
+                found.setdefault(term, set()).add(glyph)
+        return {term: frozenset(glyphs) for term, glyphs in found.items()}
+
+    def caption(self, glyph: int, background: int, rng: np.random.Generator) -> str:
+        """A random part of what is true of a glyph on a background."""
+        units, tags = self.units[glyph], self.tags[glyph]
+        if not units or rng.random() < TAG_PROBABILITY:
+            thing = tags[int(rng.integers(len(tags)))]
+        else:
+            count = 1 + int(rng.choice(len(units), p=count_law(len(units))))
+            kept = sorted(rng.choice(len(units), size=count, replace=False))
+            thing = " ".join(units[place] for place in kept)
+        named = rng.random() < BACKGROUND_PROBABILITY
+        return f"{thing} on {list(BACKGROUNDS)[background]}" if named else thing
+
+    def probability(self, part: tuple[str, ...], glyph: int) -> float:
+        """Probability that the caption of a glyph says exactly these words of it (the background aside)."""
+        units, tags = self.units[glyph], self.tags[glyph]
+        by_tag = float(len(part) == 1) * tags.count(part[0]) / len(tags)
+        if not units:
+            return by_tag
+        by_name = 0.0
+        if len(part) <= len(units):
+            by_name = (
+                count_law(len(units))[len(part) - 1] * embeddings(part, units) / comb(len(units), len(part))
+            )
+        return TAG_PROBABILITY * by_tag + (1 - TAG_PROBABILITY) * float(by_name)
+
+    def answers(self, caption: str) -> AnswerSet:
+        """The exact set of glyphs and backgrounds that satisfy a caption; empty when no glyph does."""
+        thing, _, background = plain(caption).partition(" on ")
+        names = list(BACKGROUNDS)
+        part = tuple(match.group() for match in _UNIT.finditer(thing))
+        holders = [self._glyphs_with.get(term, frozenset()) for term in part] or [frozenset()]
+        weights = {glyph: self.probability(part, glyph) for glyph in frozenset.intersection(*holders)}
+        right = np.array(sorted(glyph for glyph, weight in weights.items() if weight > 0), dtype=np.int64)
+        looks, place = np.unique(self.looks[right], return_inverse=True)
+        law = np.bincount(place, weights=[weights[int(glyph)] for glyph in right], minlength=len(looks))
+        if background:
+            allowed = [names.index(background)] if background in names else []
+        else:
+            allowed = list(range(len(names)))
+        return AnswerSet(
+            glyphs=np.flatnonzero(np.isin(self.looks, looks)),
+            backgrounds=np.array(allowed, dtype=np.int64),
+            looks=looks,
+            probabilities=law / max(law.sum(), 1e-12),
+        )

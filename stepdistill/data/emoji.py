@@ -1,0 +1,127 @@
+"""The embedded text-to-image problem: scenes of emoji drawn on the fly, captioned with a part of what is true.
+
+A scene is a glyph, mirrored or not, slightly moved and scaled, on one of the named backgrounds. It is a pure function of
+(seed, index). `EmojiWorld.answers` gives everything that a caption allows, exactly.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepdistill.assets import asset_path
+from stepdistill.data.captions import BACKGROUNDS, AnswerSet, CaptionGrammar
+from stepdistill.typing import Images
+
+SCENE_SIZE = 64
+SCALE_RANGE = (0.62, 0.96)
+MARGIN = 0.06
+"""How far a glyph's box may leave the picture, as a part of the half width: the box itself has a margin."""
+
+EVALUATION_SEED = 777_000
+"""Seed of the evaluation scenes. Training uses small seeds, so that the two never share a scene."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Everything random about a scene but its caption."""
+
+    glyph: int
+    background: int
+    flip: bool
+    scale: float
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One drawn scene: the picture in [0, 1], what it is called, and what it is."""
+
+    image: Tensor
+    caption: str
+    glyph: int
+    background: int
+
+
+class EmojiWorld:
+    """All emoji scenes.
+
+    Args:
+        parquet: the glyphs; the embedded ones unless given.
+    """
+
+    def __init__(self, parquet: Path | str | None = None) -> None:
+        table = pq.read_table(parquet or asset_path("emoji/glyphs.parquet"))
+        self.names: list[str] = table["name"].to_pylist()
+        self.groups: list[str] = table["group"].to_pylist()
+        self.subgroups: list[str] = table["subgroup"].to_pylist()
+        self.looks: list[int] = table["look"].to_pylist()
+        self._encoded: list[bytes] = table["image"].to_pylist()
+        self.grammar = CaptionGrammar(self.names, self.subgroups, self.looks)
+        self.backgrounds = list(BACKGROUNDS)
+        self.background_colors = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32) / 255
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def glyphs(self) -> Tensor:
+        """All glyphs as RGBA bytes with premultiplied alpha, (n, 4, 64, 64)."""
+        pictures = (Image.open(io.BytesIO(data)).convert("RGBA").convert("RGBa") for data in self._encoded)
+        return (
+            torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
+
+    def describe(self, seed: int, index: int) -> tuple[Placement, str]:
+        """What scene (seed, index) shows, and its caption, without drawing it."""
+        rng = np.random.default_rng((seed, index))
+        glyph, background = int(rng.integers(len(self))), int(rng.integers(len(self.backgrounds)))
+        scale = float(rng.uniform(*SCALE_RANGE))
+        reach = 1 - scale + MARGIN
+        x, y = (float(value) for value in rng.uniform(-reach, reach, size=2))
+        placement = Placement(glyph, background, bool(rng.random() < 0.5), scale, x, y)
+        return placement, self.grammar.caption(glyph, background, rng)
+
+    def draw(self, placements: Sequence[Placement]) -> Images:
+        """Draw scenes: bilinear resampling of the glyphs, composed over their backgrounds."""
+        scale = torch.tensor([p.scale for p in placements])
+        mirror = torch.tensor([-1.0 if p.flip else 1.0 for p in placements])
+        offset = torch.tensor([(p.x, p.y) for p in placements])
+        affine = torch.zeros(len(placements), 2, 3)
+        affine[:, 0, 0], affine[:, 1, 1] = mirror / scale, 1 / scale
+        affine[:, 0, 2], affine[:, 1, 2] = -offset[:, 0] * mirror / scale, -offset[:, 1] / scale
+        glyphs = self.glyphs[[p.glyph for p in placements]].float() / 255
+        grid = F.affine_grid(affine, [len(placements), 4, SCENE_SIZE, SCENE_SIZE], align_corners=False)
+        layer = F.grid_sample(glyphs, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        ground = self.background_colors[[p.background for p in placements]][:, :, None, None]
+        return (layer[:, :3] + (1 - layer[:, 3:]) * ground).clamp_(0, 1)
+
+    def scene(self, seed: int, index: int) -> Scene:
+        """Scene number `index` of a seed."""
+        placement, caption = self.describe(seed, index)
+        return Scene(self.draw([placement])[0], caption, placement.glyph, placement.background)
+
+    def scenes(self, seed: int, indices: Iterable[int]) -> tuple[Images, list[str]]:
+        """Pictures in [0, 1], (n, 3, 64, 64), and captions of many scenes."""
+        described = [self.describe(seed, index) for index in indices]
+        chunks = [described[start : start + 256] for start in range(0, len(described), 256)]
+        images = [self.draw([placement for placement, _ in chunk]) for chunk in chunks]
+        pictures = torch.cat(images) if images else torch.zeros(0, 3, SCENE_SIZE, SCENE_SIZE)
+        return pictures, [caption for _, caption in described]
+
+    def answers(self, caption: str) -> AnswerSet:
+        """The exact set of glyphs and backgrounds that satisfy a caption, with the true conditional law."""
+        return self.grammar.answers(caption)
