@@ -47,6 +47,14 @@ class PipelineDenoiser(Denoiser):
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @property
+    def text_device(self) -> torch.device:
+        """Where the text encoders are; they may stay on the CPU while the network is on a GPU."""
+        parts = self.pipe.components.items()
+        return next(
+            part.device for name, part in parts if name.startswith("text_encoder") and part is not None
+        )
+
     # Prompts
 
     @torch.no_grad()
@@ -54,7 +62,7 @@ class PipelineDenoiser(Denoiser):
         self, prompts: Sequence[str], height: int | None = None, width: int | None = None
     ) -> Conditioning:
         """What the stock pipeline feeds its network for these prompts (at this image size, where that matters)."""
-        return self.encode_rows(list(prompts), self.image_size(height, width))
+        return self.encode_rows(list(prompts), self.image_size(height, width)).to(self.device)
 
     @torch.no_grad()
     def uncond(self, n: int) -> Conditioning:
@@ -89,7 +97,8 @@ class PipelineDenoiser(Denoiser):
         vae, (mean, scale) = self.vae, self._latent_affine()
         with torch.autocast(vae.device.type, enabled=False):
             posterior = vae.encode(images.to(vae.device, torch.float32) * 2 - 1).latent_dist
-        return ((posterior.mode() if generator is None else posterior.sample(generator)) - mean) * scale
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return ((latents - mean) * scale).to(self.device)
 
     def decode(self, latents: Latents) -> Images:
         """Images in [0, 1] of scaled latents; gradients flow."""
@@ -167,4 +176,8 @@ class PipelineDenoiser(Denoiser):
         self.network.enable_gradient_checkpointing()
 
     def _kept_parts(self) -> list[object]:
-        return [self.schedule, self.pipe]
+        return [
+            self.schedule,
+            self.pipe,
+            *(part for part in (self._vae, self._uncond_row) if part is not None),
+        ]

@@ -46,7 +46,7 @@ class SD3Denoiser(PipelineDenoiser):
             prompts or [""],
             prompt_2=None,
             prompt_3=None,
-            device=self.device,
+            device=self.text_device,
             do_classifier_free_guidance=prompts is None,
         )
         tokens, pooled = (encoded[1], encoded[3]) if prompts is None else (encoded[0], encoded[2])

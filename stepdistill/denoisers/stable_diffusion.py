@@ -41,5 +41,5 @@ class StableDiffusionDenoiser(PipelineDenoiser):
 
     def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
         """CLIP's last hidden states."""
-        tokens, empty = self.pipe.encode_prompt(prompts or [""], self.device, 1, prompts is None)
+        tokens, empty = self.pipe.encode_prompt(prompts or [""], self.text_device, 1, prompts is None)
         return Conditioning({"tokens": empty if prompts is None else tokens})
