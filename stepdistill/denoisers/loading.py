@@ -51,7 +51,7 @@ def load_teacher(
         if isinstance(component, nn.Module) and not is_shared(component):
             _refuse_foreign_adapters(name, component)
             component.requires_grad_(False).eval()
-    return family(pipeline)  # pyright: ignore[reportCallIssue] - families take the pipeline
+    return family(pipeline)
 
 
 def absent_components(config: Mapping[str, Any]) -> dict[str, None]:
