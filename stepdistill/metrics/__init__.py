@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         frechet_distance_of_features,
         kernel_distance,
     )
+    from stepdistill.metrics.tables import read_rows, table, write_results
 
 _MODULES = {
     "CLIPScore": "accumulators",
@@ -37,7 +38,10 @@ _MODULES = {
     "frechet_distance_of_features": "stats",
     "grid": "pictures",
     "kernel_distance": "stats",
+    "read_rows": "tables",
+    "table": "tables",
     "write_report": "report",
+    "write_results": "tables",
 }
 
 __all__ = [
@@ -57,7 +61,10 @@ __all__ = [
     "frechet_distance_of_features",
     "grid",
     "kernel_distance",
+    "read_rows",
+    "table",
     "write_report",
+    "write_results",
 ]
 
 

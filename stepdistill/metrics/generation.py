@@ -73,6 +73,8 @@ class Generation:
             for name, part in modules.items()
             for key, tensor in part.state_dict().items()
         }
+        if any(".lora_" in name for name in weights):
+            raise ValueError("the pipeline carries adapters: cache the measurements of a copy without them")
         scheduler = self.scheduler or pipe.scheduler
         call = [
             type(scheduler).__name__,

@@ -16,7 +16,7 @@ def clip_score(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
     """100 times the cosine of each image with its caption (B,), https://arxiv.org/abs/2104.08718 without the clamp at zero.
 
     >>> clip_score(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
-    tensor([60.])
+    tensor([60.0000])
     """
     return 100 * F.cosine_similarity(image_embeddings, text_embeddings, dim=1)
 

@@ -158,7 +158,7 @@ def kernel_distance(
     `gamma` is 1/d by default, the kernel of KID. The value is not scaled; tables often show it times 1000.
 
     >>> x = torch.tensor([[1.0], [-1.0]]); kernel_distance(x, x + 2.0, degree=1)
-    4.0
+    2.0
     """
     x, y = features1.to(torch.float64), features2.to(torch.float64)
     n, m = len(x), len(y)

@@ -1,0 +1,69 @@
+"""A random CLIP model, a small world of four colours, and a protocol on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from stepdistill.metrics.evaluator import CaptionSet, Evaluator, measured_in_batches
+from stepdistill.metrics.extractors import ClipFeatures
+from stepdistill.metrics.protocols import EMOJI
+from stepdistill.metrics.scorers import Answers, GlyphJudge
+from stepdistill.testing.tiny import tiny_tokenizer
+
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [1.0, 1.0, 1.0]])
+
+
+@pytest.fixture(scope="session")
+def clip() -> ClipFeatures:
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(16)
+    text = TOWER | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = TOWER | {"image_size": 16, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    return ClipFeatures(model, tokenizer, name="random")
+
+
+def disc_pictures(glyphs: list[int], backgrounds: list[int], seed: int = 0) -> torch.Tensor:
+    """A grey square whose size is the glyph, on a coloured ground."""
+    noise = torch.randn(len(glyphs), 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 0.02
+    images = COLOURS[backgrounds][:, :, None, None].repeat(1, 1, 16, 16)
+    for image, glyph in zip(images, glyphs, strict=True):
+        image[:, 3 : 5 + 2 * glyph, 3 : 5 + 2 * glyph] = 0.5
+    return (images + noise).clamp(0, 1)
+
+
+@pytest.fixture(scope="session")
+def discs() -> Callable[..., torch.Tensor]:
+    return disc_pictures
+
+
+@pytest.fixture(scope="session")
+def evaluator(clip: ClipFeatures) -> Evaluator:
+    """Twelve captions on four glyphs and four grounds; every caption allows two glyphs."""
+    names = ["small", "large"]
+    captions = [f"{names[i % 2]} on {'rgbw'[i % 4]}" for i in range(12)]
+    answers = [Answers.uniform([0, 1] if i % 2 == 0 else [2, 3], [i % 4]) for i in range(12)]
+    glyphs = [g for g in range(4) for _ in range(4)]
+    prototypes = clip(disc_pictures(glyphs, [0, 1, 2, 3] * 4))
+    protocol = EMOJI.with_images(12)
+    judge = GlyphJudge(prototypes, torch.tensor(glyphs), COLOURS)
+    bare = Evaluator(protocol, clip, judge, CaptionSet(captions, answers), reference=None)  # type: ignore[arg-type]
+    real = disc_pictures([(0, 2, 1, 3)[i % 4] for i in range(12)], [i % 4 for i in range(12)], seed=1)
+    other = disc_pictures([(1, 3, 0, 2)[i % 4] for i in range(12)], [i % 4 for i in range(12)], seed=2)
+    return Evaluator(
+        protocol,
+        clip,
+        judge,
+        CaptionSet(captions, answers),
+        reference=measured_in_batches(bare, real, captions),
+        floor=measured_in_batches(bare, other, captions),
+    )
