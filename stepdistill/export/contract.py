@@ -1,0 +1,163 @@
+"""The sampler contract: how the exported student has to be run, in a file that a program can read.
+
+Few-step students are tied to their grid, and stock defaults do not find it: a flow pipeline asked for four steps spends its last
+one at t = 0.009. `apply_sampler` sets the scheduler and returns what the pipeline call needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stepdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+CONTRACT_NAME = "stepdistill.json"
+SCHEDULER_FOLDER = "scheduler"
+
+
+class Verification(BaseModel):
+    """What the reload gate measured for one way of loading the export.
+
+    Attributes:
+        max_difference: largest absolute difference of the images, in [0, 1], to those of the trainer.
+        mean_difference: the mean of it.
+        tolerance: the bound that had to hold.
+        statistic: which of the two it bounds.
+        effect: largest difference between the student's images and its teacher's in the same steps.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    max_difference: float
+    mean_difference: float
+    tolerance: float
+    statistic: Literal["max", "mean"]
+    effect: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bound holds; a difference that is not a number does not."""
+        return (self.max_difference if self.statistic == "max" else self.mean_difference) <= self.tolerance
+
+
+class SamplerContract(BaseModel):
+    """How to run the exported student: `stepdistill.json`.
+
+    Attributes:
+        scheduler: class name in diffusers.
+        scheduler_config: its configuration, the same as `scheduler/scheduler_config.json`.
+        steps: network calls per image.
+        timesteps: what the pipeline call is given, or None where the scheduler's configuration says it all.
+        sigmas: the same for flow models.
+        guidance_scale: of the pipeline call; 1.0 is off.
+        kind: `sde` renoises between steps, `ode` keeps the implied noise.
+        call: the keyword arguments of the pipeline call, as they are passed.
+        times: the student's grid, t in [0, 1] with 1 = noise.
+        verified: what the reload gate measured by format; empty when it was not run.
+        files: size and SHA-256 of each file.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = Field(1, alias="schema")
+    name: str
+    method: str
+    base_model: str | None
+    pipeline: str
+    component: str
+    scheduler: str
+    scheduler_config: dict[str, Any]
+    steps: int
+    timesteps: list[int] | None = None
+    sigmas: list[float] | None = None
+    guidance_scale: float = 1.0
+    kind: Literal["sde", "ode"]
+    call: dict[str, Any]
+    times: list[float]
+    dtype: str = "float32"
+    formats: list[str]
+    versions: dict[str, str]
+    recipe_hash: str | None = None
+    verified: dict[str, Verification] = {}
+    files: dict[str, dict[str, Any]] = {}
+
+
+def write_contract(contract: SamplerContract, folder: Path) -> Path:
+    """Write `stepdistill.json` into the folder."""
+    path = folder / CONTRACT_NAME
+    path.write_text(json.dumps(contract.model_dump(by_alias=True), indent=2) + "\n")
+    return path
+
+
+def read_contract(folder: str | Path) -> SamplerContract:
+    """The contract of an export folder.
+
+    Raises:
+        UserError: the folder has none, or it cannot be read.
+    """
+    path = Path(folder) / CONTRACT_NAME
+    try:
+        return SamplerContract.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"'{folder}' is no export: it has no {CONTRACT_NAME}") from None
+    except (OSError, ValidationError) as error:
+        raise UserError(f"cannot read '{path}': {str(error).splitlines()[0]}; export again") from None
+
+
+def apply_sampler(pipeline: DiffusionPipeline, source: str | Path | SamplerContract) -> dict[str, Any]:
+    """Set the few-step scheduler of an export on a stock pipeline, and return what to pass to its call.
+
+    ```python
+    pipe.load_lora_weights("out", weight_name="pytorch_lora_weights.safetensors")
+    image = pipe("woman astronaut", **apply_sampler(pipe, "out")).images[0]
+    ```
+
+    Raises:
+        UserError: the export is for another family of pipelines.
+    """
+    import diffusers
+
+    contract = source if isinstance(source, SamplerContract) else read_contract(source)
+    if contract.component not in pipeline.components:
+        raise UserError(
+            f"the export '{contract.name}' is for a {contract.pipeline}; a {type(pipeline).__name__} has no {contract.component}"
+        )
+    pipeline.scheduler = getattr(diffusers, contract.scheduler).from_config(contract.scheduler_config)
+    return dict(contract.call)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what takes part in loading the export."""
+    names = ("stepdistill", "diffusers", "transformers", "peft", "torch", "safetensors")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed as a package"
+    return versions
+
+
+def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below the folder, but for the contract itself."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != CONTRACT_NAME:
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while chunk := stream.read(1 << 24):
+                    digest.update(chunk)
+            digests[path.relative_to(folder).as_posix()] = {
+                "bytes": path.stat().st_size,
+                "sha256": digest.hexdigest(),
+            }
+    return digests

@@ -1,0 +1,300 @@
+"""The steps of an export: describe, write, draw, execute the card's code, compare, put in place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from PIL import Image
+
+from stepdistill.assets import resolve_path
+from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.errors import UserError
+from stepdistill.export.card import CARD_NAME, base_licence, card_blocks, code_block, render_card
+from stepdistill.export.contract import (
+    SamplerContract,
+    Verification,
+    file_digests,
+    package_versions,
+    write_contract,
+)
+from stepdistill.export.folder import partial_folder
+from stepdistill.export.gate import ExportError, compare, fresh_images, same_arithmetic, trainer_images
+from stepdistill.export.lora import (
+    DIFFUSERS_NAME,
+    file_header,
+    lora_layers,
+    save_diffusers_lora,
+    save_kohya_lora,
+)
+from stepdistill.export.pipelines import absent_parts, save_pipeline, save_teacher
+from stepdistill.schedule import VPSchedule
+
+if TYPE_CHECKING:
+    from stepdistill.distillers.base import Distiller
+    from stepdistill.typing import Images
+
+Format = Literal["diffusers", "kohya", "pipeline"]
+DEFAULT_PROMPTS = ("a photo of a cat",)
+MAX_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One export; the fields are the arguments of `export`."""
+
+    distiller: Distiller
+    folder: Path
+    formats: tuple[Format, ...]
+    name: str | None
+    prompts: tuple[str, ...]
+    recipe: str | None
+    results: Mapping[str, Any] | None
+    base_model: str | None
+    licence: str | None
+    dtype: torch.dtype | None
+    size: tuple[int, int] | None
+    verify: bool
+
+    def run(self) -> SamplerContract:
+        """Write everything, verify it, and only then touch the target folder."""
+        contract = self.describe()
+        prompts = self.prompts[:MAX_PROMPTS]
+        with partial_folder(self.folder) as partial:
+            if self.recipe is not None:
+                (partial / "recipe.yaml").write_text(self.recipe)
+            self.write_weights(contract, partial)
+            images = trainer_images(self.student, self.distiller.sampler(), prompts, self.size)
+            write_images(images, partial / "images")
+            self.write_card(contract, partial)
+            if self.verify:
+                checks = self.run_gate(contract, partial, images)
+                contract = contract.model_copy(update={"verified": checks})
+                self.write_card(contract, partial)
+            contract = contract.model_copy(update={"files": file_digests(partial)})
+            write_contract(contract, partial)
+        return contract
+
+    @cached_property
+    def student(self) -> PipelineDenoiser:
+        """The student, which has to be a diffusers pipeline's network."""
+        student = self.distiller.student
+        if not isinstance(student, PipelineDenoiser):
+            raise UserError(
+                f"{type(student).__name__} is no diffusers family, there is no pipeline to export it to; "
+                "save student.role_state_dict() instead"
+            )
+        return student
+
+    @cached_property
+    def base(self) -> str | None:
+        """Folder or hub name of the teacher as code can use it here, or None when it is only in memory."""
+        name = self.base_model or self.student.pipe.config.get("_name_or_path")
+        if not name:
+            return None
+        path = resolve_path(name)
+        return shown_path(path) if path.is_dir() else name if is_hub_name(name) else None
+
+    @cached_property
+    def written_formats(self) -> tuple[Format, ...]:
+        """The formats this student can have."""
+        if unknown := set(self.formats) - set(get_args(Format)):
+            raise UserError(
+                f"unknown export format '{unknown.pop()}'; choose from {', '.join(get_args(Format))}"
+            )
+        if self.student.adapter is None:
+            return ("pipeline",)
+        return tuple(f for f in get_args(Format) if f in self.formats)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Dtype of the written weights."""
+        if self.dtype is not None:
+            return self.dtype
+        return self.student.inference_dtype if "pipeline" in self.written_formats else torch.float32
+
+    def describe(self) -> SamplerContract:
+        """The contract, as far as it is known before anything is written."""
+        student, sampler = self.student, self.distiller.sampler()
+        few_step = student.few_step(sampler)
+        call = student.call_arguments(sampler)
+        if self.size is not None:
+            call |= {"height": self.size[0], "width": self.size[1]}
+        is_vp = isinstance(student.schedule, VPSchedule)
+        count = student.pipe.scheduler.config.num_train_timesteps
+        method = type(self.distiller).__name__
+        base = self.base_model or self.base
+        stem = f"{Path(base).name if base else 'student'}-{method}-{sampler.num_steps}step".lower()
+        return SamplerContract(
+            schema=1,
+            name=re.sub(r"[^\w.-]+", "-", self.name or stem),
+            method=method,
+            base_model=base,
+            pipeline=type(student.pipe).__name__,
+            component=student.network_name,
+            scheduler=type(few_step.scheduler).__name__,
+            scheduler_config=plain_config(few_step.scheduler.config),
+            steps=sampler.num_steps,
+            timesteps=[round(t * (count - 1)) for t in sampler.times] if is_vp else None,
+            sigmas=call.get("sigmas"),
+            guidance_scale=call["guidance_scale"],
+            kind=sampler.kind,
+            call=call,
+            times=list(sampler.times),
+            dtype=str(self.stored_dtype).removeprefix("torch."),
+            formats=list(self.written_formats),
+            versions=package_versions(),
+            recipe_hash=None
+            if self.recipe is None
+            else hashlib.sha256(self.recipe.encode()).hexdigest()[:16],
+        )
+
+    def write_weights(self, contract: SamplerContract, partial: Path) -> None:
+        """LoRA files, pipeline folder, and the scheduler in any case."""
+        student, sampler = self.student, self.distiller.sampler()
+        formats = self.written_formats
+        if "pipeline" in formats:
+            save_pipeline(student.pipeline(sampler), partial, self.stored_dtype)
+        student.few_step(sampler).scheduler.save_pretrained(partial / "scheduler")
+        if student.adapter is None:
+            return
+        layers = lora_layers(student.network, student.adapter, self.stored_dtype)
+        header = file_header(
+            name=contract.name,
+            base=contract.base_model or "",
+            pipeline=contract.pipeline,
+            text_width=text_width(student.network.config),
+            licence=self.known_licence or "",
+            date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            usage=f"{contract.steps} steps, {contract.scheduler}, guidance off (cfg 1)",
+        )
+        if "diffusers" in formats:
+            save_diffusers_lora(layers, contract.component, partial, header)
+        if "kohya" in formats:
+            save_kohya_lora(layers, contract.component, partial, contract.name, header)
+
+    @cached_property
+    def known_licence(self) -> str | None:
+        """The base model's licence as given, or as its local card states it."""
+        return self.licence or base_licence(self.base)
+
+    def write_card(self, contract: SamplerContract, partial: Path) -> None:
+        """The model card; it says what the contract says about verification."""
+        student = self.student
+        kinds = [f for f in ("diffusers", "kohya") if f in contract.formats][:1]
+        kinds += ["pipeline"] if "pipeline" in contract.formats else []
+        loaded = {"pipeline": self.stored_dtype}
+        blocks = {
+            kind: code_block(
+                contract,
+                format=kind,
+                base=self.base,
+                folder=shown_path(self.folder),
+                prompt=self.prompts[0],
+                dtype=str(loaded.get(kind, student.inference_dtype)),
+                device=student.device.type,
+                absent=absent_parts(student.pipe),
+            )
+            for kind in kinds
+        }
+        t = torch.tensor(contract.times, dtype=torch.float64)
+        sigmas = student.schedule.sigma(t)
+        is_vp = isinstance(student.schedule, VPSchedule)
+        text = render_card(
+            contract,
+            blocks=blocks,
+            prompts=self.prompts[:MAX_PROMPTS],
+            paper=self.distiller.paper,
+            comfy_sigmas=[*(sigmas / student.schedule.alpha(t) if is_vp else sigmas).tolist(), 0.0],
+            licence=self.known_licence,
+            hub_base=contract.base_model if is_hub_name(contract.base_model or "") else None,
+            results=self.results,
+        )
+        (partial / CARD_NAME).write_text(text)
+
+    def run_gate(
+        self, contract: SamplerContract, partial: Path, reference: Images
+    ) -> dict[str, Verification]:
+        """Execute the card's code in a fresh process, for every file that was written, and compare the images.
+
+        Raises:
+            ExportError: a file gives other images than the trainer.
+        """
+        blocks = gate_blocks(contract, (partial / CARD_NAME).read_text())
+        with tempfile.TemporaryDirectory(prefix="stepdistill-base-") as scratch:
+            base = self.base or (
+                save_teacher(self.student, Path(scratch)) if set(blocks) - {"pipeline"} else ""
+            )
+            base = str(Path(base).resolve()) if Path(base).is_dir() else base
+            images = fresh_images(blocks, self.prompts[:MAX_PROMPTS], partial, base, self.student.device)
+        teacher: Any = self.distiller.teacher
+        untrained = trainer_images(teacher, self.distiller.sampler(), self.prompts[:MAX_PROMPTS], self.size)
+        is_exact = same_arithmetic(self.student, self.stored_dtype)
+        checks = compare(images, reference, untrained, is_exact)
+        files = {"diffusers": DIFFUSERS_NAME, "kohya": f"{contract.name}_kohya.safetensors"}
+        for kind, check in checks.items():
+            if not check.passed:
+                measured = check.max_difference if check.statistic == "max" else check.mean_difference
+                raise ExportError(
+                    f"'{files.get(kind, 'model_index.json')}' gives other images in a fresh process than the trainer: "
+                    f"{check.statistic} difference {measured:.2e}, allowed {check.tolerance:.0e}"
+                )
+        return checks
+
+
+def gate_blocks(contract: SamplerContract, card: str) -> dict[str, str]:
+    """The card's code by format; the kohya file is loaded by the LoRA block under its own name."""
+    found = card_blocks(card)
+    blocks = {}
+    if set(contract.formats) - {"pipeline"}:
+        lora = found.pop(0)
+        kohya = lora.replace(DIFFUSERS_NAME, f"{contract.name}_kohya.safetensors")
+        blocks = {
+            kind: {"diffusers": lora, "kohya": kohya}[kind] for kind in contract.formats if kind != "pipeline"
+        }
+    if "pipeline" in contract.formats:
+        blocks["pipeline"] = found.pop(0)
+    return blocks
+
+
+def write_images(images: Images, folder: Path) -> None:
+    """Images in [0, 1] as `0.png`, `1.png`..."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's configuration without the entries that start with an underscore."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def text_width(config: Mapping[str, Any]) -> int:
+    """Width of the text embedding that a U-Net or a transformer attends to; 0 when its configuration has none."""
+    width = config.get("cross_attention_dim") or config.get("joint_attention_dim") or 0
+    return width if isinstance(width, int) else 0
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this is `owner/model` and no local path.
+
+    >>> is_hub_name("stabilityai/sdxl-turbo"), is_hub_name("/data/model")
+    (True, False)
+    """
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not resolve_path(name).exists()
+
+
+def shown_path(path: Path) -> str:
+    """The path relative to the working directory where it lies below it, as code run from here can use it."""
+    relative = os.path.relpath(path)
+    return str(path.resolve()) if relative.startswith("..") else Path(relative).as_posix()
