@@ -15,8 +15,8 @@ from stepdistill.errors import UserError
 def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Tensor:
     """The cumulative product of 1 - beta, in float32 like the scheduler's own, so that both round alike.
 
-    >>> config = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    >>> alphas_cumprod_from_config(config)[[0, -1]]
+    >>> config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    >>> alphas_cumprod_from_config({"num_train_timesteps": 1000, **config})[[0, -1]]
     tensor([0.9991, 0.0047])
     """
     betas = _betas(config)
@@ -58,7 +58,7 @@ _ALPHA_BARS: dict[str, Callable[[float], float]] = {"squaredcos_cap_v2": _cosine
 
 
 def _rescaled_to_zero_snr(betas: Tensor) -> Tensor:
-    """Betas shifted and scaled so that the last alpha is zero (https://arxiv.org/abs/2305.08891, algorithm 1)."""
+    """Betas rescaled so that the last alpha is zero (https://arxiv.org/abs/2305.08891, algorithm 1)."""
     root = torch.cumprod(1.0 - betas, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     alphas_cumprod = ((root - last) * (first / (first - last))) ** 2

@@ -45,7 +45,7 @@ class MonotoneCubic:
         return a + u * (2 * b + u * 3 * c)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The x at which the curve passes y, by bisection; y outside the range gives the nearer end. No gradient."""
+        """The x at which the curve passes y, without a gradient; beyond the range, the nearer end."""
         values, _ = self._table(y.device)
         y = y.detach().to(values.dtype)
         sign = (self.values[1] - self.values[0]).sign().item()

@@ -2,9 +2,10 @@
 
 The algebra runs in float32 or better. `alpha`, `sigma` and `log_snr` return the dtype of t, at least float32.
 
-Edges. A jump that starts or ends at s = 0 starts or ends at the data itself (alpha = 1, sigma = 0), also where
-the schedule's own first level carries a little noise (VP's index 0, EDM's sigma_min): see `NoiseSchedule.level`.
-Where alpha or sigma is exactly 0, `log_snr` is +-inf and divisors are floored, so nothing becomes NaN.
+Edges. A jump that starts or ends at s = 0 starts or ends at the data itself (alpha = 1, sigma = 0), also
+where the schedule's own first level carries a little noise (VP's index 0, EDM's sigma_min): see
+`NoiseSchedule.level`. Where alpha or sigma is exactly 0, `log_snr` is +-inf and divisors are floored, so
+nothing becomes NaN.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ class NoiseSchedule(ABC):
         return (per_sample(self.alpha(t), x0) * x0 + per_sample(self.sigma(t), x0) * eps).to(x0.dtype)
 
     def transition(self, s: Times, t: Times) -> tuple[Times, Times]:
-        """The kernel from s to a noisier t: x_t = a x_s + g eps, a = alpha_t / alpha_s, g^2 = sigma_t^2 - a^2 sigma_s^2.
+        """(a, g) of the kernel from s to a noisier t, x_t = a x_s + g eps.
+
+        a = alpha_t / alpha_s,  g^2 = sigma_t^2 - a^2 sigma_s^2.
 
         >>> from stepdistill.schedule import FlowSchedule
         >>> FlowSchedule().transition(torch.tensor([0.2]), torch.tensor([0.5]))
@@ -118,7 +121,7 @@ class NoiseSchedule(ABC):
         return (per_sample(a, x_s) * x_s + per_sample(g, x_s) * eps).to(x_s.dtype)
 
     def match(self, x_t: Latents, t: Times, other: NoiseSchedule) -> tuple[Latents, Times]:
-        """The state of the same signal-to-noise ratio on another schedule: x' = x |(alpha', sigma')| / |(alpha, sigma)|."""
+        """The state of the same SNR on another schedule: x' = x |(alpha', sigma')| / |(alpha, sigma)|."""
         t_other = other.time_from_log_snr(self.log_snr(t))
         scale = torch.hypot(other.alpha(t_other), other.sigma(t_other)) / torch.hypot(
             self.alpha(t), self.sigma(t)
@@ -132,5 +135,5 @@ def result_dtype(t: Tensor) -> torch.dtype:
 
 
 def widest(t: Tensor) -> Tensor:
-    """The tensor in float64, where the device has it: differences of nearly equal levels lose half the digits."""
+    """The tensor in float64 where the device has it: differences of nearly equal levels lose digits."""
     return t.to(torch.float32 if t.device.type == "mps" else torch.float64)

@@ -2,7 +2,8 @@
 
 Every prediction is a combination p x0 + q eps. Together with x_t = alpha x0 + sigma eps that is a 2x2 system:
   x0 = (q x_t - sigma out) / d,   eps = (alpha out - p x_t) / d,   d = alpha q - sigma p.
-It is solved in float32 or better and not rounded back, because distillation lives on differences of estimates.
+It is solved in float32 or better and not rounded back, because distillation lives on
+differences of estimates.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def to_x0_eps(
 ) -> tuple[Latents, Latents]:
     """(x0, eps) from a network's output at x_t; what the network predicts itself passes through untouched.
 
-    Where the output says nothing of the other quantity (eps at alpha = 0, x0 at sigma = 0) the divisor is floored.
+    Where the output says nothing of the other quantity (eps at alpha = 0, x0 at sigma = 0) the divisor is
+    floored.
 
     >>> one = torch.ones(1, 2)
     >>> to_x0_eps("flow", output=2 * one, x_t=one, alpha=torch.tensor([0.5]), sigma=torch.tensor([0.5]))
@@ -78,11 +80,13 @@ def conditional_target(
     t: Times,
     prediction: Prediction,
 ) -> Latents:
-    """The regression target of a denoiser at x_t = schedule.renoise(x_s, eps, s, t), given only the sample x_s at time s.
+    """A denoiser's target at x_t = schedule.renoise(x_s, eps, s, t), given only the sample x_s at time s.
 
     Its mean over what x_t leaves open is the prediction of the law of x_s carried on to t, whatever s is
-    (Phased DMD, https://arxiv.org/abs/2510.27684). With s = 0, or None, x_s is data and the target is the ordinary one:
-      eps* = (sigma_t / g) eps,   x0* = x_s / alpha_s - alpha_t sigma_s^2 / (alpha_s^2 g) eps  [= (x_t - sigma_t eps*) / alpha_t].
+    (Phased DMD, https://arxiv.org/abs/2510.27684). With s = 0, or None, x_s is data and the target is the
+    ordinary one:
+      eps* = (sigma_t / g) eps,
+      x0* = (x_t - sigma_t eps*) / alpha_t = x_s / alpha_s - alpha_t sigma_s^2 / (alpha_s^2 g) eps.
 
     >>> from stepdistill.schedule import FlowSchedule
     >>> x0, eps, t = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.5])

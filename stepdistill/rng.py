@@ -1,7 +1,8 @@
 """Explicit randomness: every number is a function of (seed, step, purpose, sample), and of nothing else.
 
-So results do not depend on how a batch is split over devices, ranks or micro-batches, nor on the order of calls,
-and a resumed run continues bitwise. Each sample has its own counter-based generator, keyed by a BLAKE2b digest.
+So results do not depend on how a batch is split over devices, ranks or micro-batches, nor on the order of
+calls, and a resumed run continues bitwise. Each sample has its own counter-based generator, keyed by a
+BLAKE2b digest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The noise schedules: VP (a diffusers training table), rectified flow, EDM and TrigFlow. See `NoiseSchedule`."""
+"""The noise schedules: VP (a diffusers training table), rectified flow, EDM and TrigFlow."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ _LEAST_ALPHA_CUMPROD = 1e-12
 
 
 class VPSchedule(NoiseSchedule):
-    """Variance-preserving schedule of a discretely trained model; t is linear in the training index, t = 1 the last.
+    """Variance-preserving schedule of a discretely trained model; t is linear in the training index.
 
-    The log-SNR is interpolated by a monotone C1 cubic, so alpha and sigma are smooth in t, have exact derivatives and
-    equal the training table at every index. A table with zero terminal SNR is kept to alpha >= 1e-6, which
-    leaves the log-SNR finite: v and x0 predictions are unharmed, an eps prediction carries no information there.
+    The log-SNR is interpolated by a monotone C1 cubic, so alpha and sigma are smooth in t, have exact
+    derivatives and equal the training table at every index. A table with zero terminal SNR is kept to alpha
+    >= 1e-6, which leaves the log-SNR finite: v and x0 predictions are unharmed, an eps prediction carries no
+    information there.
     """
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
@@ -130,7 +131,7 @@ class FlowSchedule(NoiseSchedule):
 
 @dataclass(frozen=True)
 class EDMSchedule(NoiseSchedule):
-    """Variance exploding: alpha = 1, sigma from sigma_min to sigma_max along t^rho (https://arxiv.org/abs/2206.00364, eq. 5)."""
+    """Variance exploding: alpha = 1, sigma on the Karras ramp (https://arxiv.org/abs/2206.00364, eq. 5)."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -174,7 +175,7 @@ class EDMSchedule(NoiseSchedule):
 
 @dataclass(frozen=True)
 class TrigSchedule(NoiseSchedule):
-    """TrigFlow: alpha = cos(pi t / 2), sigma = sin(pi t / 2) (https://arxiv.org/abs/2410.11081), data of unit scale."""
+    """TrigFlow for data of unit scale: cos and sin of pi t / 2 (https://arxiv.org/abs/2410.11081)."""
 
     def alpha(self, t: Times) -> Times:
         """The cosine of the angle, exactly 0 at t = 1."""
@@ -204,7 +205,8 @@ class TrigSchedule(NoiseSchedule):
 def schedule_from_scheduler(scheduler: Any) -> NoiseSchedule:
     """The schedule of a diffusers scheduler, read from its `.config` (or from that mapping itself).
 
-    Shifts and grids of inference are not part of it: they say where a sampler calls the network, not what noise is.
+    Shifts and grids of inference are not part of it: they say where a sampler calls the network, not what
+    noise is.
 
     >>> schedule_from_scheduler({"shift": 3.0, "num_train_timesteps": 1000})
     FlowSchedule()

@@ -1,7 +1,7 @@
 """Steps of the probability-flow ODE and the teacher's own trajectory.
 
-In any schedule x' = alpha' x0_hat + sigma' eps_hat. DDIM integrates alpha' and sigma' exactly and holds the two
-estimates; `heun_step` is its trapezoid, of second order. Both may end at s = 0, the data itself.
+In any schedule x' = alpha' x0_hat + sigma' eps_hat. DDIM integrates alpha' and sigma' exactly and holds the
+two estimates; `heun_step` is its trapezoid, of second order. Both may end at s = 0, the data itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def velocity(out: Denoised, schedule: NoiseSchedule) -> Latents:
 
 
 def ddim_step(out: Denoised, s: Times, schedule: NoiseSchedule) -> Latents:
-    """x_s = alpha_s x0 + sigma_s eps (https://arxiv.org/abs/2010.02502, eq. 12 with no noise); s = 0 gives x0."""
+    """alpha_s x0 + sigma_s eps (https://arxiv.org/abs/2010.02502, eq. 12 without noise); s = 0 gives x0."""
     alpha, sigma = schedule.level(s)
     return per_sample(alpha, out.x0) * out.x0 + per_sample(sigma, out.x0) * out.eps
 
@@ -68,7 +68,7 @@ def heun_step(
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A solved ODE: the state at every time (the last is the data), and the estimates at all times but the last."""
+    """A solved ODE: the state at every time (the last is the data), the estimates at all but the last."""
 
     times: tuple[float, ...]
     states: list[Latents]
@@ -90,9 +90,10 @@ def teacher_trajectory(
     *,
     solver: Solver = "ddim",
 ) -> Trajectory:
-    """Solve the teacher's ODE from noise at times[0] to the data, calling the network at each of the descending times.
+    """Solve the teacher's ODE from noise to the data, calling the network at each of the descending times.
 
-    The noise is standard normal; it is scaled by the schedule's `prior_std`. A final 0 in `times` may be left out.
+    The noise is standard normal; it is scaled by the schedule's `prior_std`. A final 0 in `times` may be left
+    out.
     """
     grid = tuple(float(t) for t in times)
     grid = grid if grid[-1] == 0 else (*grid, 0.0)

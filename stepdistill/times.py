@@ -106,7 +106,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Segment:
-    """A law of [0, 1] squeezed into [lo, hi]; the ends may differ per sample (below or above a student step, a phase).
+    """A law of [0, 1] squeezed into [lo, hi]; the ends may differ per sample (above a student step, a phase).
 
     >>> Segment(lo=torch.tensor([0.0, 0.5]), hi=1.0)(torch.tensor([0.5, 0.5]))
     tensor([0.5000, 0.7500])
@@ -134,7 +134,8 @@ def few_step_indices(num_train_timesteps: int, num_steps: int, kind: Literal["sd
     """The training indices at which a few-step student is called, first to last.
 
     "sde": those of diffusers' `LCMScheduler` with original_inference_steps = num_inference_steps = num_steps.
-    "ode": those of `DDIMScheduler` with timestep_spacing="trailing". They differ where num_steps is no divisor.
+    "ode": those of `DDIMScheduler` with timestep_spacing="trailing". They differ where num_steps is no
+    divisor.
 
     >>> few_step_indices(1000, 4, "sde"), few_step_indices(1000, 3, "sde"), few_step_indices(1000, 3, "ode")
     ([999, 749, 499, 249], [998, 665, 332], [999, 666, 332])

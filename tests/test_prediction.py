@@ -102,7 +102,7 @@ def test_half_precision_is_computed_in_float32():
 
 def test_unknown_prediction_is_named():
     with pytest.raises(ValueError, match="score"):
-        to_x0_eps("score", torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1), torch.ones(1))  # type: ignore[arg-type]
+        to_x0_eps("score", *torch.zeros(2, 1, 1), *torch.ones(2, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -140,7 +140,7 @@ def test_conditional_target_explains_x_t_and_carries_the_conditional_score(sched
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.8])
 def test_regression_on_the_conditional_target_gives_the_posterior_of_the_data(schedule, prediction, fraction):
-    """x0 ~ N(m, S^2): everything is jointly Gaussian, so the regression is a ratio of covariances, without sampling."""
+    """x0 ~ N(m, S^2): all is jointly Gaussian, so the regression is a ratio of covariances, exactly."""
     mean, std, x = 0.7, 0.6, 1.3
     t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     s = fraction * t

@@ -188,4 +188,4 @@ def test_times_must_descend(times):
 def test_unknown_solver_is_named():
     teacher = gaussian(FlowSchedule())
     with pytest.raises(ValueError, match="rk4"):
-        teacher_trajectory(teacher, noise(), teacher.encode(["a"]), (1.0,), solver="rk4")  # type: ignore[arg-type]
+        teacher_trajectory(teacher, noise(), teacher.uncond(1), (1.0,), solver="rk4")  # type: ignore

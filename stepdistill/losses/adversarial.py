@@ -1,7 +1,8 @@
 """GAN losses on logits (larger = more real) and their gradient penalties. All are means over the batch.
 
-With the optimal discriminator the logit is log r, r = p_real / p_fake at the input, so the generator's gradient is
--(1 / (1 + r)) grad log r for the non-saturating loss and -grad log r for the hinge loss: the latter is the reverse KL.
+With the optimal discriminator the logit is log r, r = p_real / p_fake at the input, so the generator's
+gradient is -(1 / (1 + r)) grad log r for the non-saturating loss and -grad log r for the hinge loss: the
+latter is the reverse KL.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
-    """softplus(D(real) - D(fake)) over pairs (https://arxiv.org/abs/1807.00734); swap the two for the discriminator.
+    """softplus(D(real) - D(fake)) over pairs (https://arxiv.org/abs/1807.00734); swap them for D.
 
     >>> relativistic_generator(torch.ones(3), torch.ones(3))
     tensor(0.6931)
@@ -64,8 +65,8 @@ def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
 def r1_penalty(logits: Tensor, inputs: Latents | Sequence[Latents], *, gamma: float = 1.0) -> Tensor:
     """gamma / 2 |grad D|^2 per sample, by double backward (https://arxiv.org/abs/1801.04406, eq. 9).
 
-    `inputs` (a tensor, or several features of the same samples) must require a gradient and `logits` be computed
-    from it. Several logits of one sample are averaged.
+    `inputs` (a tensor, or several features of the same samples) must require a gradient and `logits` be
+    computed from it. Several logits of one sample are averaged.
 
     >>> x = torch.zeros(5, 3, requires_grad=True)
     >>> r1_penalty(x @ torch.tensor([1.0, 2.0, 2.0]), x, gamma=2.0).item()
@@ -78,9 +79,10 @@ def r1_penalty(logits: Tensor, inputs: Latents | Sequence[Latents], *, gamma: fl
 
 
 def approximate_r1(logits: Tensor, perturbed: Tensor, *, std: float, gamma: float = 1.0) -> Tensor:
-    """R1 by one finite difference (https://arxiv.org/abs/2501.08316, eq. 3): gamma / 2 ((D(x + std n) - D(x)) / std)^2.
+    """R1 by one finite difference along noise n (https://arxiv.org/abs/2501.08316).
 
-    Its mean over n is `r1_penalty` up to O(std^2), and it needs no double backward.
+    gamma / 2 ((D(x + std n) - D(x)) / std)^2: its mean over n is `r1_penalty` up to O(std^2), and it needs no
+    double backward.
 
     >>> approximate_r1(torch.tensor([1.0]), torch.tensor([1.5]), std=0.5)
     tensor(0.5000)

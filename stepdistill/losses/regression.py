@@ -30,8 +30,8 @@ def pseudo_huber(
 ) -> Tensor:
     """sqrt(d^2 + c^2) - c: quadratic below c, linear above.
 
-    "element": of every element, averaged (LCM, https://arxiv.org/abs/2310.04378). "sample": of the norm of each sample,
-    with c = 0.00054 sqrt(dim) (iCT, https://arxiv.org/abs/2310.14189, eq. 8).
+    "element": of every element, averaged (LCM, https://arxiv.org/abs/2310.04378). "sample": of the norm of
+    each sample, with c = 0.00054 sqrt(dim) (iCT, https://arxiv.org/abs/2310.14189).
 
     >>> import torch
     >>> pseudo_huber(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), c=0.0, over="sample")

@@ -1,6 +1,7 @@
-"""Distribution matching: one score difference, its weights, the surrogate that injects it, and the critic's loss.
+"""Distribution matching: one score difference, its weights, the surrogate that injects it, the critic's loss.
 
-All differences of two predictions at the same x_t are proportional, so there is one primitive, fake - real in x0:
+All differences of two predictions at the same x_t are proportional, so there is one primitive, fake - real
+in x0:
   kl = (alpha/sigma)^2 Dx0,  score = (alpha/sigma^2) Dx0,  eps = -(alpha/sigma) Dx0,  v = -Dx0 / sigma (VP),
   flow = -((alpha + sigma)/sigma) Dx0.
 A descent step along +Dx0 moves samples from the fake score's estimate towards the teacher's.
@@ -30,7 +31,7 @@ def score_difference(
 ) -> Latents:
     """fake - real, both given as x0 estimates at one x_t, expressed in another space; float32 or better.
 
-    "kl" is the gradient of KL(fake || real) of the noised laws with respect to x0: alpha (score_fake - score_real).
+    "kl", alpha (score_fake - score_real), is the gradient in x0 of KL(fake || real) of the noised laws.
 
     >>> import torch
     >>> half = torch.tensor([0.5])
@@ -59,9 +60,10 @@ def dm_gradient(
     normaliser: Normaliser = "mean_abs",
     floor: float = _NORMALISER_FLOOR,
 ) -> Latents:
-    """Distribution-matching direction (fake - real) / mean|x0 - real|, per sample (https://arxiv.org/abs/2311.18828, eq. 7-8).
+    """Distribution-matching direction (fake - real) / mean|x0 - real|, per sample.
 
-    `x0` is the student's sample, `real` and `fake` the two estimates of it. Detached; formed in float32 or better.
+    DMD, https://arxiv.org/abs/2311.18828, eq. 7-8. `x0` is the student's sample, `real` and `fake` the two
+    estimates of it. Detached; formed in float32 or better.
 
     >>> import torch
     >>> x0 = torch.zeros(1, 2)
@@ -97,7 +99,8 @@ def denoising_error(
 ) -> Times:
     """Squared error of a denoiser in a prediction's space, averaged over each sample.
 
-    `target` is `conditional_target(schedule, x_s, eps, s, t, prediction)`; s = None for generated or real data.
+    `target` is `conditional_target(schedule, x_s, eps, s, t, prediction)`; s = None for generated or real
+    data.
 
     >>> import torch
     >>> from types import SimpleNamespace

@@ -1,10 +1,10 @@
-"""Teachers known in closed form: exact estimates at every (x_t, t), exact flow maps, exact samples, on any schedule.
+"""Teachers known in closed form: exact estimates, exact flow maps, exact samples, on any schedule.
 
 A Gaussian N(m, S^2) noised to t is N(alpha m, V), V = alpha^2 S^2 + sigma^2, hence
   x0_hat = m + alpha S^2 / V (x - alpha m),  eps_hat = sigma / V (x - alpha m),
   flow map X(x, t, s) = alpha_s m + sqrt(V_s / V_t) (x - alpha_t m).
-A mixture weighs its components' estimates with their posterior probabilities; in one dimension its flow map is the
-monotone map of quantiles, CDF_s^-1(CDF_t(x)). At s = 0 both maps end on the data itself.
+A mixture weighs its components' estimates with their posterior probabilities; in one dimension its flow map
+is the monotone map of quantiles, CDF_s^-1(CDF_t(x)). At s = 0 both maps end on the data itself.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class GaussianTeacher(Denoiser):
         return from_x0_eps(self.prediction, x0, eps, alpha, sigma)
 
     def flow_map(self, x_t: Latents, t: Times, s: Times, cond: Conditioning | None = None) -> Latents:
-        """The state at s of the exact ODE through x_t at t. For a guided teacher, pass the guided mean as `cond`."""
+        """The state at s of the exact ODE through x_t at t; if guided, `cond` is the guided mean."""
         mean = (self.mean if cond is None else cond["mean"]).to(x_t)
         (alpha_t, var_t), (alpha_s, var_s) = self._marginal(t, x_t), self._marginal(s, x_t)
         return alpha_s * mean + (var_s / var_t).sqrt() * (x_t - alpha_t * mean)
@@ -91,7 +91,7 @@ class GaussianTeacher(Denoiser):
         return tuple(self.mean.shape)
 
     def role(self, name: str, roles: Roles) -> Denoiser:
-        """An affine student (an N(0, 1) sampler from pure noise), or a Gaussian fake score that starts as the teacher."""
+        """An affine student that starts as the identity, or a Gaussian fake score that starts as the teacher."""
         if name == "student":
             return AffineDenoiser(self.latent_shape(), self.schedule, prompts=self.prompts)
         return GaussianDenoiser(self.mean, self.std, self.schedule, prompts=self.prompts)
@@ -112,8 +112,8 @@ class MixtureTeacher(Denoiser):
         prediction: what `forward_network` returns.
 
     >>> teacher = MixtureTeacher([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-    >>> teacher.encode(["1"])["weights"], teacher(torch.zeros(1, 1), torch.tensor([0.5]), teacher.uncond(1)).x0
-    (tensor([[0., 1.]]), tensor([[0.]]))
+    >>> teacher(torch.zeros(1, 1), torch.tensor([0.5]), teacher.encode(["1"])).x0
+    tensor([[0.9901]])
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class MixtureTeacher(Denoiser):
         return (weights.double() * below).sum(1).view_as(x)
 
     def flow_map(self, x_t: Latents, t: Times, s: Times, cond: Conditioning | None = None) -> Latents:
-        """The state at s of the exact ODE through x_t at t, by bisection of the quantile map; for one dimension."""
+        """The state at s of the exact ODE through x_t at t: the quantile map, in one dimension."""
         level = self.cdf(x_t, t, cond)
         _, sigma = self.schedule.level(s)
         reach = self.means.abs().max().double() + 12 * (self.stds.max().double() + sigma.double().max())

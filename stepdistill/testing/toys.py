@@ -1,4 +1,4 @@
-"""Small trainable denoisers: the two-parameter student, the Gaussian fake score, and an MLP for low-dimensional data."""
+"""Small trainable denoisers: the two-parameter student, the Gaussian fake score, an MLP."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ToyDenoiser(Denoiser):
 
 
 class AffineDenoiser(ToyDenoiser):
-    """x0 = gain x_t + bias, elementwise, whatever t and the prompt are: fed pure noise, a sampler of N(bias, gain^2)."""
+    """x0 = gain x_t + bias, elementwise, whatever t and the prompt: from pure noise, N(bias, gain^2)."""
 
     def __init__(self, shape: Sequence[int], schedule: NoiseSchedule, *, prompts: Prompts) -> None:
         super().__init__(shape, schedule, "x0", prompts)
@@ -70,7 +70,7 @@ class AffineDenoiser(ToyDenoiser):
 
 
 class GaussianDenoiser(ToyDenoiser):
-    """The exact denoiser of a Gaussian whose mean and log standard deviation are learnt: a fake score with no model error."""
+    """The exact denoiser of a Gaussian with learnt mean and log std: a fake score without model error."""
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class MLP(nn.Module):
 class MLPDenoiser(ToyDenoiser):
     """A small network for data of a few dimensions, with a feature tap per hidden layer.
 
-    Its input is scaled to unit variance for data of unit variance. `cond_dim` is the size of the conditioning's one
-    tensor; 0 ignores the prompt.
+    Its input is scaled to unit variance for data of unit variance. `cond_dim` is the size of the
+    conditioning's one tensor; 0 ignores the prompt.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ def fit(
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> Denoiser:
-    """Regress a toy network on the teacher's own predictions at noised `data`, so that it starts as the teacher.
+    """Regress a toy network on the teacher's predictions at noised `data`, so that it starts as the teacher.
 
     `cond` has one row per sample of `data`.
     """

@@ -101,7 +101,7 @@ def test_differences_are_formed_in_float32():
 
 @pytest.mark.parametrize("space", ["x0", "eps", "v", "flow"])
 def test_differences_are_proportional_in_every_space(schedule, space):
-    """Two networks' estimates at one x_t: whatever they predict, their difference is one field times a number."""
+    """Two networks' estimates at one x_t: the difference is one field times a number."""
     t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x_t, out_fake, out_real = (normal(8, 3, seed=i, dtype=torch.float64) for i in range(3))
@@ -134,7 +134,7 @@ def test_the_score_difference_is_the_difference_of_scores(schedule):
 
 @pytest.mark.parametrize("time", [0.2, 0.6, 0.9])
 def test_the_injected_gradient_is_the_gradient_of_the_kl_divergence(schedule, time):
-    """d/dtheta KL(q_t || p_t) = E[alpha (s_q - s_p) dG/dtheta] for a student G(z) = gain z + bias, by exact quadrature."""
+    """d KL(q_t || p_t) = E[alpha (s_q - s_p) dG] for the student G(z) = gain z + bias, by exact quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
     z, eps = (torch.from_numpy(grid).flatten()[:, None] for grid in np.meshgrid(nodes, nodes, indexing="ij"))
     probability = torch.from_numpy(np.outer(weights, weights)).flatten() / (2 * np.pi)
@@ -176,7 +176,7 @@ def test_the_critics_loss_is_the_networks_own_regression(schedule, prediction):
 
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v", "flow"])
 def test_the_true_denoiser_minimises_the_critics_loss(schedule, prediction):
-    """The gradient of the loss in the parameters of the data's own Gaussian vanishes, in expectation over eps and x0."""
+    """At the data's own Gaussian the gradient vanishes, in expectation over eps and x0."""
     n, t_value = 200_000, 0.5
     fake = GaussianTeacher(0.3, 0.8, schedule).role("fake_score", None)  # type: ignore[arg-type]
     t = torch.full((n,), t_value)
