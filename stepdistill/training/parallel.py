@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
@@ -47,15 +47,11 @@ def share_of(size: int, rank: int, world: int) -> range:
     return range(rank * per_process, (rank + 1) * per_process)
 
 
-def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Average logged numbers over the processes, which all have to hold the same names."""
-    if not is_distributed():
-        return values
-    names = sorted(values)
-    tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    tensor /= dist.get_world_size()
-    return dict(zip(names, tensor.tolist(), strict=True))
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of every process's tensor, in place."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

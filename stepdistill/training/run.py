@@ -18,7 +18,7 @@ from stepdistill.metrics.report import write_report
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 from stepdistill.training.ema import EMA
 from stepdistill.training.recipe import Recipe, load_recipe
-from stepdistill.training.scoring import emoji_scorer, evaluate_run
+from stepdistill.training.scoring import EmojiScorer, evaluate_run
 from stepdistill.training.trainer import Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,7 +80,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
         build_data(recipe, distiller.teacher),
         validation=recipe.validation,
         report_to=recipe.track.report_to,
-        scorer=emoji_scorer(recipe) if recipe.validation.num_scored else None,
+        scorer=EmojiScorer() if recipe.validation.num_scored else None,
     )
 
 
@@ -118,6 +118,7 @@ def export_student(
         name=recipe.export.name or run_dir.name,
         prompts=tuple(recipe.validation.prompts or prompts)[:NUM_CARD_PROMPTS],
         recipe=recipe.dump(),
+        base_model=recipe.model.pretrained_model_name_or_path,
         results=results,
     )
     return folder

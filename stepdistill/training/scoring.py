@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from stepdistill.metrics.evaluator import measured_in_batches
 from stepdistill.metrics.generation import Generation
 from stepdistill.metrics.measurements import caption_scores
 from stepdistill.metrics.protocols import EMOJI
+from stepdistill.metrics.report import write_results
 from stepdistill.metrics.runner import RunOptions, evaluate
 from stepdistill.metrics.samplers import teacher_comparison
 from stepdistill.metrics.stats import frechet_distance_of_features
@@ -61,8 +61,11 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
     evaluator = load_evaluator(EMOJI.with_images(recipe.validation.num_evaluated))
     options = RunOptions()
     scale = recipe.validation.teacher_guidance_scale
+    # A copy without adapters: the teacher's own network runs under whichever role was active last.
+    stock = teacher.pipeline(sampler)
+    stock.scheduler = teacher.pipe.scheduler
     rows = teacher_comparison(
-        teacher.pipe,
+        stock,
         generation,
         guidance_scale=distiller.config.guidance_scale if scale is None else scale,
         steps=recipe.validation.teacher_steps,
@@ -70,6 +73,5 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
         options=options,
     )
     results = evaluate(rows, evaluator=evaluator, options=options)
-    document = results.to_json()
-    (run_dir / "results.json").write_text(json.dumps(document, indent=1))
-    return document
+    write_results(results, run_dir)
+    return results.to_json()

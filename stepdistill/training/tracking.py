@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stepdistill.distillers.base import PerTime
 from stepdistill.errors import UserError
+from stepdistill.training.parallel import sum_over_processes
 
 TIME_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Edges of the noise buckets in which per-sample values are averaged."""
@@ -60,13 +61,14 @@ class Tracker:
         self._counts[name] = self._counts[name] + count
 
     def means(self) -> dict[str, float]:
-        """The means since the last call; one read of the device."""
+        """The means since the last call, over all processes; one read of the device."""
         if not self._sums:
             return {}
-        names = list(self._sums)
+        names = sorted(self._sums)
         device = self._sums[names[0]].device
         counts = [torch.as_tensor(self._counts[name], device=device, dtype=torch.float32) for name in names]
-        table = torch.stack([torch.stack([self._sums[name] for name in names]), torch.stack(counts)]).tolist()
+        sums = torch.stack([self._sums[name] for name in names])
+        table = sum_over_processes(torch.stack([sums, torch.stack(counts)])).tolist()
         self._sums.clear()
         self._counts.clear()
         return {name: total / count for name, total, count in zip(names, *table, strict=True) if count > 0}

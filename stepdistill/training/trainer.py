@@ -30,7 +30,6 @@ from stepdistill.training.parallel import (
     any_process,
     average_gradients,
     barrier,
-    mean_over_processes,
     share_of,
 )
 from stepdistill.training.progress import TrainingProgress
@@ -186,7 +185,7 @@ class Trainer:
         """Log, validate and save where it is due."""
         config = self.config
         if done % config.log_every == 0 or done == config.max_train_steps:
-            means = mean_over_processes(self.tracker.means(), self.device)
+            means = self.tracker.means()
             if self.is_main:
                 rate = self.base_rates["student"] * rate_factor(done - 1, config)
                 self.tracker.write(done, {**means, "learning_rate": rate, "skipped_steps": self.num_skipped})
