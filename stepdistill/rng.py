@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,18 +43,18 @@ class RandomStream:
     def normal(self, purpose: str, shape: Sequence[int]) -> Latents:
         """Standard normal numbers of shape (B, *shape), float32."""
         out = np.empty((len(self.indices), *shape), dtype=np.float32)
-        for row, index in enumerate(self.indices):
-            out[row] = self._generator(purpose, index).standard_normal(tuple(shape), dtype=np.float32)
+        for row, generator in enumerate(self._generators(purpose, self.indices)):
+            out[row] = generator.standard_normal(tuple(shape), dtype=np.float32)
         return torch.from_numpy(out).to(self.device)
 
     def uniform(self, purpose: str) -> Times:
         """One number in [0, 1) per sample, float32."""
-        draws = [self._generator(purpose, index).random(dtype=np.float32) for index in self.indices]
+        draws = [generator.random(dtype=np.float32) for generator in self._generators(purpose, self.indices)]
         return torch.from_numpy(np.array(draws, dtype=np.float32)).to(self.device)
 
     def shared_uniform(self, purpose: str) -> float:
         """One number in [0, 1) for the whole step: the same on every rank and for every sample."""
-        return float(self._generator(purpose, None).random())
+        return float(next(self._generators(purpose, ["shared"])).random())
 
     def shared_integer(self, purpose: str, high: int) -> int:
         """One integer in [0, high) for the whole step: the same on every rank and for every sample."""
@@ -66,7 +66,13 @@ class RandomStream:
         # The length of each part makes the path unambiguous whatever characters a purpose holds.
         return f"{self.scope}{len(purpose)}:{purpose}/"
 
-    def _generator(self, purpose: str, index: int | None) -> np.random.Generator:
-        key = f"{self.seed},{self.step},{'shared' if index is None else index},{self._path(purpose)}"
-        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    def _generators(self, purpose: str, owners: Sequence[int | str]) -> Iterator[np.random.Generator]:
+        """One generator, keyed anew for each owner: making a new one costs several times as much."""
+        philox = np.random.Philox(key=0)
+        generator, state = np.random.Generator(philox), philox.state
+        for owner in owners:
+            key = f"{self.seed},{self.step},{owner},{self._path(purpose)}"
+            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+            state["state"]["key"] = np.frombuffer(digest, dtype="<u8")
+            philox.state = state
+            yield generator
