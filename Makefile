@@ -1,0 +1,33 @@
+# `make demo` and `make test` do all the set-up themselves, in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN ?= runs/demo
+
+.PHONY: demo test check slow table clean
+
+demo: $(STAMP)  ## distil the embedded teacher to a few steps, export it, measure it, write runs/demo/report.html
+	$(BIN)/stepdistill distill recipes/emoji_dmd2_demo.yaml train.output_dir=$(RUN)
+
+test: $(STAMP)  ## lint, types, tests and doctests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## what belongs before every commit: lint, types, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -m "not slow and not distributed"
+
+# torch first and constrained: an unconstrained torch brings gigabytes of CUDA to a machine without a GPU.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,61 @@
+"""Use an export the way its model card says: stock diffusers, the contract's scheduler and call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stepdistill.assets import resolve_path
+from stepdistill.denoisers.loading import absent_components
+from stepdistill.errors import UserError
+from stepdistill.export.contract import CONTRACT_NAME, apply_sampler, read_contract
+from stepdistill.export.lora import DIFFUSERS_NAME
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def load_export(source: str | Path, *, base: str | None = None) -> tuple[DiffusionPipeline, dict[str, Any]]:
+    """A stock pipeline that runs an export, and the arguments of its call beside the prompt.
+
+    Args:
+        source: an export folder, or a run folder with one in `export/`.
+        base: the base model of a LoRA; default: the one its contract names.
+
+    Raises:
+        UserError: there is no export, or its base model is not to be found.
+    """
+    from diffusers import DiffusionPipeline
+
+    folder = Path(source)
+    if not (folder / CONTRACT_NAME).is_file() and (folder / "export" / CONTRACT_NAME).is_file():
+        folder = folder / "export"
+    contract = read_contract(folder)
+    is_folder = "pipeline" in contract.formats
+    name = str(folder) if is_folder else str(resolve_path(base or contract.base_model or ""))
+    try:
+        absent = absent_components(DiffusionPipeline.load_config(name))
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=torch.float32, **absent)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the base model '{name}' cannot be loaded; say where it is with --base") from error
+    if not is_folder:
+        pipe.load_lora_weights(str(folder), weight_name=DIFFUSERS_NAME)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    return pipe, apply_sampler(pipe, contract)
+
+
+def sample_images(
+    pipe: DiffusionPipeline, call: dict[str, Any], prompts: Sequence[str], *, out: Path, seed: int = 0
+) -> Iterator[Path]:
+    """Draw each prompt with its own seed into `out/00.png`, `out/01.png`..."""
+    out.mkdir(parents=True, exist_ok=True)
+    pipe.set_progress_bar_config(disable=True)
+    for number, prompt in enumerate(prompts):
+        torch.manual_seed(seed + number)  # some stock pipelines draw step noise from the global generator
+        path = out / f"{number:02d}.png"
+        pipe(prompt, **call).images[0].save(path)
+        yield path
