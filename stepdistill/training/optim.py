@@ -28,7 +28,7 @@ def build_optimizer(
         "eps": config.adam_epsilon,
     }
     if not config.use_8bit_adam:
-        return torch.optim.AdamW(parameters, **options)
+        return torch.optim.AdamW(parameters, fused=True, **options)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "train.use_8bit_adam needs bitsandbytes: pip install 'stepdistill[quant]', or set it to false"

@@ -32,6 +32,7 @@ from stepdistill.training.parallel import (
     barrier,
     share_of,
 )
+from stepdistill.training.precision import attention_kernels
 from stepdistill.training.progress import TrainingProgress
 from stepdistill.training.recipe import TrainConfig, ValidationConfig
 from stepdistill.training.tracking import Tracker
@@ -147,9 +148,10 @@ class Trainer:
         """Gradient of all micro-batches, one clipped optimiser step for one player."""
         compute = {"student": self.distiller.student_step, "critic": self.distiller.critic_step}[turn]
         for batch in batches:
-            with self.accelerator.autocast():
-                losses = compute(batch)
-            losses.backward(1.0 / len(batches))
+            with attention_kernels(self.device):
+                with self.accelerator.autocast():
+                    losses = compute(batch)
+                losses.backward(1.0 / len(batches))
             self.tracker.add("loss", losses.terms)
             self.tracker.add(turn, losses.logs)
         parameters, optimizer = self.players[turn], self.optimizers[turn]
