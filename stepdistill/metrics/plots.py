@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stepdistill.metrics.measurements import Row
 
@@ -18,7 +19,7 @@ INK, FAINT, GRID, ACCENT = "#1c1e26", "#626878", "#e6e8ee", "#3b5bdb"
 NAMED_COLOURS = {"student": ACCENT, "teacher": FAINT, "fake": "#e8590c", "real": "#2b8a3e"}
 CYCLE = (ACCENT, "#e8590c", "#2b8a3e", "#9c36b5", "#0c8599", "#c92a2a")
 STYLE: Any = {
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
@@ -71,6 +72,11 @@ def panels(records: Sequence[Mapping[str, float]]) -> dict[str, list[Panel]]:
     return {section: list(each.values()) for section, each in sections.items()}
 
 
+def is_empty(panel: Panel) -> bool:
+    """Whether every value of the panel is zero."""
+    return not any(any(values) for _, values in panel.curves.values())
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -90,17 +96,14 @@ def thinned(curve: Curve, limit: int = MAX_POINTS) -> Curve:
     return means[0], means[1]
 
 
-def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average without start-up bias.
+def smoothed(values: Sequence[float], reach: int) -> list[float]:
+    """Centred moving average over `reach` neighbours on either side, fewer at the ends: it does not lag.
 
-    >>> smoothed([2.0, 2.0, 2.0])
-    [2.0, 2.0, 2.0]
+    >>> smoothed([0.0, 3.0, 6.0, 0.0], reach=1)
+    [1.5, 3.0, 3.0, 3.0]
     """
-    total, norm, out = 0.0, 0.0, []
-    for value in values:
-        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
-        out.append(round(total / norm, 12))
-    return out
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def draw_panel(panel: Panel) -> str:
@@ -115,11 +118,14 @@ def draw_panel(panel: Panel) -> str:
             if is_long:
                 axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
             marker = "o" if len(steps) < 20 else None
-            line = smoothed(values) if is_long else values
+            line = smoothed(values, len(values) // 40) if is_long else values
             axes.plot(steps, line, color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=name)
         if _spans_decades([value for _, values in panel.curves.values() for value in values]):
             axes.set_yscale("log")
+        else:  # a fixed number of ticks: the automatic one changes with the layout, after room was made for the labels
+            axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         if len(panel.curves) > 1:
             axes.legend(ncols=min(len(panel.curves), 3), fontsize=8, handlelength=1.4)
         return to_svg(figure)
@@ -158,7 +164,7 @@ def guidance_figure(rows: Sequence[Row]) -> str:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an SVG document on a transparent ground, its text left as text."""
+    """The figure as an SVG document on a transparent ground."""
     buffer = io.StringIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -19,12 +19,12 @@ from PIL import Image
 
 from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.pictures import fitted
-from stepdistill.metrics.plots import draw_panel, panels
+from stepdistill.metrics.plots import Panel, draw_panel, is_empty, panels
 from stepdistill.metrics.tables import COMPARISON, RESULTS_NAME, cell, headlines, present_columns
 
 REPORT_NAME = "report.html"
 MAX_FRAMES = 12
-"""Pictures shown of one series of sample grids, evenly spaced over training."""
+"""Captions compared, and pictures shown of one series of sample grids, evenly spaced over training."""
 
 
 def write_report(run_dir: str | Path, *, code: str | None = None, picture: Path | None = None) -> Path:
@@ -53,7 +53,9 @@ def write_report(run_dir: str | Path, *, code: str | None = None, picture: Path 
         protocol=document.get("protocol") or {},
         search=next((row.sampler_search for row in rows if row.sampler_search), None),
         comparison=read_comparison(run_dir / COMPARISON),
-        sections={name: [(p.title, _svg(draw_panel(p))) for p in each] for name, each in _sections(records)},
+        curves=[
+            (f"{name} / {panel.title}", _svg(draw_panel(panel))) for name, panel in ordered_panels(records)
+        ],
         series=sample_series(run_dir / "samples"),
         recipe=recipe,
         code=code or _first_block(_text(run_dir / "export/README.md") or ""),
@@ -155,12 +157,12 @@ def _table_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _sections(records: Sequence[Mapping[str, float]]) -> list[tuple[str, list[Any]]]:
-    """Sections of curves, what is measured first."""
+def ordered_panels(records: Sequence[Mapping[str, float]]) -> list[tuple[str, Panel]]:
+    """Sections and panels, what is measured first; counters that stayed at zero are left out."""
     order = ["validation", "health", "loss"]
     found = panels(records)
     names = sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
-    return [(name, found[name]) for name in names]
+    return [(name, panel) for name in names for panel in found[name] if not is_empty(panel)]
 
 
 def read_comparison(folder: Path) -> list[dict[str, Any]]:
@@ -170,7 +172,7 @@ def read_comparison(folder: Path) -> list[dict[str, Any]]:
     strips = [_tiles(folder / f"row_{number}.png") for number in range(len(rows))]
     return [
         {"caption": caption, "pictures": [(name, strip[i]) for name, strip in zip(rows, strips, strict=True)]}
-        for i, caption in enumerate(index.get("captions", []))
+        for i, caption in enumerate(index.get("captions", [])[:MAX_FRAMES])
         if all(i < len(strip) for strip in strips)
     ]
 
@@ -187,7 +189,7 @@ def sample_series(folder: Path) -> dict[str, list[dict[str, str]]]:
         found.sort()
         every = (len(found) - 1) / (MAX_FRAMES - 1)
         kept = found if len(found) <= MAX_FRAMES else [found[round(i * every)] for i in range(MAX_FRAMES)]
-        out[name] = [{"step": f"{step:,}", "source": _picture(path) or ""} for step, path in kept]
+        out[name] = [{"step": f"{step:,}", "source": _sheet(path)} for step, path in kept]
     return out
 
 
@@ -207,10 +209,16 @@ def _picture(path: Path, enlarge_to: int = 0) -> str | None:
     return _data(fitted(picture, enlarge_to) if max(picture.size) < enlarge_to else picture)
 
 
-def _data(picture: Image.Image) -> str:
+def _sheet(path: Path) -> str:
+    """A whole sample grid, compressed: there are many of them."""
+    with Image.open(path) as image:
+        return _data(image.convert("RGB"), "webp", quality=88)
+
+
+def _data(picture: Image.Image, form: str = "png", **options: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, format=form, **options)
+    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _svg(text: str) -> str:
