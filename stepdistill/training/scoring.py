@@ -15,10 +15,10 @@ from stepdistill.metrics.evaluator import measured_in_batches
 from stepdistill.metrics.generation import Generation
 from stepdistill.metrics.measurements import caption_scores
 from stepdistill.metrics.protocols import EMOJI
-from stepdistill.metrics.tables import write_results
 from stepdistill.metrics.runner import RunOptions, evaluate
 from stepdistill.metrics.samplers import teacher_comparison
 from stepdistill.metrics.stats import frechet_distance_of_features
+from stepdistill.metrics.tables import write_results
 from stepdistill.training.recipe import Recipe
 from stepdistill.typing import Images
 

@@ -1,0 +1,165 @@
+"""Train the embedded teachers: one resumable loop for the autoencoder, the CLIP model and both text-to-image networks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stepdistill.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from stepdistill.training.ema import EMA
+from stepdistill.training.pretrain_recipe import Budget, PretrainRecipe, load_pretrain_recipe
+
+logger = logging.getLogger(__name__)
+
+
+class Stage(ABC):
+    """What is trained: its networks, its loss at a step, and the folder that it becomes."""
+
+    networks: nn.ModuleDict
+
+    @abstractmethod
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a step and what to log. All randomness is a function of the step."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the networks as diffusers or transformers would."""
+
+
+def learning_rate_factor(step: int, budget: Budget) -> float:
+    """Linear warm-up, then a half cosine to zero at the last step.
+
+    >>> budget = Budget(max_train_steps=10, warmup_steps=2)
+    >>> [round(learning_rate_factor(step, budget), 2) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < budget.warmup_steps:
+        return (step + 1) / budget.warmup_steps
+    progress = (step - budget.warmup_steps) / max(budget.max_train_steps - budget.warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class Pretrainer:
+    """Optimiser, average, checkpoints and log around a stage.
+
+    Args:
+        stage: what is trained.
+        budget: how long and how.
+        run_dir: where checkpoints and metrics go; a run that stopped there is taken up again.
+    """
+
+    def __init__(self, stage: Stage, budget: Budget, run_dir: Path) -> None:
+        self.stage, self.budget, self.run_dir = stage, budget, run_dir
+        self.parameters = [p for p in stage.networks.parameters() if p.requires_grad]
+        matrices = [p for p in self.parameters if p.ndim > 1]
+        vectors = [p for p in self.parameters if p.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": budget.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=budget.learning_rate, betas=budget.betas, fused=True)
+        self.ema = EMA(self.parameters, budget.ema_decay)
+        self.step = 0
+        self.seconds = 0.0
+
+    def resume(self) -> None:
+        """Take up the latest checkpoint, if there is one."""
+        folder = latest_checkpoint(self.run_dir)
+        if folder is None:
+            return
+        tensors, state = load_checkpoint(folder)
+        self.stage.networks.load_state_dict(tensors["networks"])
+        load_optimizer_tensors(self.optimizer, tensors["optimizer"])
+        self.ema.load_state_dict(tensors["ema"])
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        logger.info("resumed at step %d", self.step)
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the next step depends on."""
+        tensors = {
+            "networks": dict(self.stage.networks.state_dict()),
+            "optimizer": optimizer_tensors(self.optimizer),
+            "ema": self.ema.state_dict(),
+        }
+        save_checkpoint(self.run_dir, self.step, tensors, {"seconds": self.seconds}, keep=2)
+
+    def fit(self) -> None:
+        """Train to the end of the budget, then export the averaged weights."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic() - self.seconds
+        while self.step < self.budget.max_train_steps:
+            # On a CPU the fused attention's backward is slow for short sequences: the plain formula is twice as fast.
+            with sdpa_kernel(SDPBackend.MATH):
+                logs = self.update()
+            self.seconds = time.monotonic() - started
+            if self.step % self.budget.log_every == 0:
+                self.write_metrics(logs)
+            if self.step % self.budget.checkpointing_steps == 0 or self.step == self.budget.max_train_steps:
+                self.save()
+        with self.ema.swapped_in():
+            self.stage.export(self.run_dir / "export")
+
+    def update(self) -> dict[str, Tensor]:
+        """One optimiser step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.budget.learning_rate * learning_rate_factor(self.step, self.budget)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.budget.mixed_precision == "bf16"):
+            loss, logs = self.stage.loss(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.budget.max_grad_norm)
+        self.optimizer.step()
+        self.ema.update()
+        self.step += 1
+        return {"loss": loss, "grad_norm": norm, **logs}
+
+    def write_metrics(self, logs: dict[str, Tensor]) -> None:
+        """Append one line to metrics.jsonl."""
+        row = {"step": self.step, "seconds": round(self.seconds, 1)}
+        row |= {name: round(float(value.detach()), 5) for name, value in logs.items()}
+        with (self.run_dir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        logger.info("%s", row)
+
+
+def edit_json(file: Path, **entries: Any) -> None:
+    """Set entries of a JSON file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}, indent=2) + "\n")
+
+
+def build_stage(recipe: PretrainRecipe) -> Stage:
+    """The stage that a recipe names, with fresh networks."""
+    torch.manual_seed(recipe.train.seed)
+    if recipe.stage == "autoencoder":
+        from stepdistill.training.pretrain_autoencoder import AutoencoderStage as Chosen
+    elif recipe.stage == "clip":
+        from stepdistill.training.pretrain_clip import ClipStage as Chosen
+    elif recipe.stage == "sd":
+        from stepdistill.training.pretrain_sd import StableDiffusionStage as Chosen
+    else:
+        from stepdistill.training.pretrain_sd3 import StableDiffusion3Stage as Chosen
+    return Chosen(recipe)
+
+
+def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
+    """Train one embedded network by its recipe; rerunning resumes. The result is `<output_dir>/export`."""
+    recipe = load_pretrain_recipe(recipe_path, overrides)
+    trainer = Pretrainer(build_stage(recipe), recipe.train, recipe.output_dir)
+    trainer.resume()
+    trainer.fit()

@@ -1,0 +1,115 @@
+"""The embedded CLIP model: scenes against captions, with an auxiliary loss that keeps every glyph apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from stepdistill.data.emoji import EmojiWorld
+from stepdistill.training.pretrain import Stage, edit_json
+from stepdistill.training.pretrain_recipe import PretrainRecipe
+
+TOKENIZER_CAPTIONS = 60_000
+IDENTITY_SCALE = 16.0
+
+
+def train_tokenizer(captions: Sequence[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
+    """A stock CLIP tokenizer whose byte-pair vocabulary was learnt on captions."""
+    special: dict[str, Any] = {"model_max_length": max_length}
+    trained = CLIPTokenizer(**special).train_new_from_iterator(
+        [list(captions)], vocab_size=vocabulary, **special
+    )
+    assert isinstance(trained, CLIPTokenizer)
+    return trained
+
+
+def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Token ids padded to the model's length, as the diffusers pipelines pad them."""
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    return tokens.input_ids
+
+
+class ClipStage(Stage):
+    """Symmetric contrastive loss, plus the glyph and background read off the image embedding by cosine classifiers."""
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        self.recipe = recipe
+        self.world = EmojiWorld()
+        text: dict[str, Any] = recipe.network["text"]
+        captions = [self.world.describe(recipe.scenes.seed, index)[1] for index in range(TOKENIZER_CAPTIONS)]
+        self.tokenizer = train_tokenizer(captions, text["vocab_size"], text["max_position_embeddings"])
+        ids = {
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+        width = int(recipe.network["joint"]["projection_dim"])
+        config = CLIPConfig(
+            text_config={**text, **ids, "projection_dim": width},
+            vision_config={**recipe.network["vision"], "projection_dim": width},
+            projection_dim=width,
+        )
+        self.clip = CLIPModel(config)
+        self.looks = torch.tensor(self.world.looks)
+        glyphs = nn.Linear(width, len(self.world), bias=False)
+        backgrounds = nn.Linear(width, len(self.world.backgrounds), bias=False)
+        self.networks = nn.ModuleDict({"clip": self.clip, "glyphs": glyphs, "backgrounds": backgrounds})
+        self.identity_weight = recipe.options.get("identity_weight", 1.0)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Contrast a batch of fresh scenes with their captions."""
+        size, seed = self.recipe.train.batch_size, self.recipe.scenes.seed
+        described = [self.world.describe(seed, index) for index in range(step * size, (step + 1) * size)]
+        images = self.world.draw([placement for placement, _ in described]) * 2 - 1
+        tokens = tokenize(self.tokenizer, [caption for _, caption in described])
+        output = self.clip(input_ids=tokens, pixel_values=images)
+        logits = output.logits_per_image.float()
+        targets = torch.arange(size)
+        contrast = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        embedding = F.normalize(output.image_embeds.float(), dim=-1)
+        glyphs = self.looks[[placement.glyph for placement, _ in described]]
+        backgrounds = torch.tensor([placement.background for placement, _ in described])
+        identity, accuracy = self.classify("glyphs", embedding, glyphs)
+        ground, _ = self.classify("backgrounds", embedding, backgrounds)
+        logs = {"contrast": contrast, "identity": identity, "glyph_accuracy": accuracy, "background": ground}
+        return contrast + self.identity_weight * (identity + ground), logs
+
+    def classify(self, name: str, embedding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and accuracy of a cosine classifier."""
+        weight: Tensor = self.networks[name].weight  # type: ignore[assignment]
+        logits = IDENTITY_SCALE * embedding @ F.normalize(weight.float(), dim=-1).T
+        return F.cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean()
+
+    def export(self, folder: Path) -> None:
+        """Write the model, its tokenizer and its image preprocessing."""
+        self.clip.half().save_pretrained(folder)
+        self.clip.float()
+        edit_json(folder / "config.json", dtype="float32")
+        self.tokenizer.save_pretrained(folder)
+        size = self.clip.config.vision_config.image_size
+        preprocessing = {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": size},
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "do_convert_rgb": True,
+            "resample": 3,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")

@@ -1,0 +1,79 @@
+"""Recipes of the embedded teachers: which network, on how many scenes, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from stepdistill.errors import UserError
+from stepdistill.training.recipe import Section, apply_override, first_problem
+
+StageName = Literal["autoencoder", "clip", "sd", "sd3"]
+
+
+class Scenes(Section):
+    """The pool of scenes that a network is trained on, drawn once."""
+
+    seed: int = Field(default=1, ge=0, lt=1000)
+    count: int = Field(default=40_000, ge=1)
+
+
+class Budget(Section):
+    """Optimisation: AdamW with a warm-up and a cosine to zero, and an average of the weights that is what is exported."""
+
+    max_train_steps: int = Field(ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    mixed_precision: Literal["no", "bf16"] = "bf16"
+    seed: int = 0
+    log_every: int = Field(default=20, ge=1)
+    checkpointing_steps: int = Field(default=500, ge=1)
+
+
+class PretrainRecipe(Section):
+    """One stage of building the embedded teachers.
+
+    Attributes:
+        network: arguments of the network's own class, by part (`autoencoder`, `unet`, `transformer`, `vision`, `text`, ...).
+        autoencoder: folder of a trained AutoencoderKL (stages sd and sd3).
+        clip: folder of a trained CLIPModel, whose text tower is the first state of the text encoder (stages sd and sd3).
+        options: numbers of the stage's own loss.
+    """
+
+    stage: StageName
+    output_dir: Path
+    scenes: Scenes = Scenes()
+    network: dict[str, dict[str, Any]]
+    autoencoder: Path | None = None
+    clip: Path | None = None
+    options: dict[str, float] = {}
+    train: Budget
+
+
+def load_pretrain_recipe(path: str | Path, overrides: Sequence[str] = ()) -> PretrainRecipe:
+    """Read a recipe file and apply `key.sub=value` overrides.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key or value is wrong.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"the recipe {path} is not a mapping of keys to values")
+    for override in overrides:
+        apply_override(document, override)
+    try:
+        return PretrainRecipe.model_validate(document)
+    except ValidationError as error:
+        raise UserError(first_problem(error, PretrainRecipe)) from error

@@ -1,0 +1,101 @@
+"""The embedded Stable Diffusion: a small UNet with eps prediction, its text encoder trained along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from stepdistill.data.emoji import EmojiWorld
+from stepdistill.errors import UserError
+from stepdistill.training.pretrain import Stage, edit_json
+from stepdistill.training.pretrain_autoencoder import step_generator
+from stepdistill.training.pretrain_pool import Pool, load_pool
+from stepdistill.training.pretrain_recipe import PretrainRecipe
+
+
+def parts_of(recipe: PretrainRecipe) -> tuple[Path, Path]:
+    """Folders of the autoencoder and of the CLIP model.
+
+    Raises:
+        UserError: the recipe does not name them, or they are not there yet.
+    """
+    for name, folder in (("autoencoder", recipe.autoencoder), ("clip", recipe.clip)):
+        if folder is None or not (folder / "config.json").exists():
+            raise UserError(f"{name}: no model in {folder}; run recipes/pretrain/emoji_{name}.yaml first")
+    assert recipe.autoencoder is not None and recipe.clip is not None
+    return recipe.autoencoder, recipe.clip
+
+
+def text_tower(clip_folder: Path) -> CLIPTextModel:
+    """The text tower of a CLIP model as a network of its own, float32."""
+    clip = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
+    tower = CLIPTextModel(clip.config.text_config)
+    own = {name.removeprefix("text_model."): name for name in tower.state_dict()}
+    weights = clip.text_model.state_dict()
+    tower.load_state_dict({own[name]: value for name, value in weights.items() if name in own})
+    return tower
+
+
+class StableDiffusionStage(Stage):
+    """Mean squared error of the predicted noise at uniform timesteps, with caption dropout for guidance."""
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        self.recipe = recipe
+        self.vae_folder, clip_folder = parts_of(recipe)
+        self.tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+        self.pool = self.load_pool()
+        self.unet = UNet2DConditionModel(**recipe.network["unet"])
+        self.text_encoder = text_tower(clip_folder)
+        self.scheduler = DDPMScheduler(**recipe.network["scheduler"])
+        self.networks = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
+        self.dropout = recipe.options.get("caption_dropout", 0.1)
+
+    def load_pool(self) -> Pool:
+        """Latents and tokens of the training scenes."""
+        return load_pool(
+            EmojiWorld(), self.vae_folder, self.tokenizer, self.recipe.scenes, self.recipe.output_dir.parent
+        )
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predict the noise of a random batch."""
+        size, generator = self.recipe.train.batch_size, step_generator(self.recipe.train.seed, step)
+        latents, tokens = self.pool.batch(size, self.dropout, generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        # One timestep per stratum: the same law, less noise in the gradient.
+        strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        timesteps = (strata * self.scheduler.config.num_train_timesteps).long()
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)  # type: ignore[arg-type]
+        context = self.text_encoder(tokens).last_hidden_state
+        output = self.unet(noisy, timesteps, encoder_hidden_states=context).sample.float()
+        loss = F.mse_loss(output, noise)
+        return loss, {}
+
+    def export(self, folder: Path) -> None:
+        """Write a stock StableDiffusionPipeline; sampled with DDIM unless another scheduler is set."""
+        vae = AutoencoderKL.from_pretrained(self.vae_folder, torch_dtype=torch.float16)
+        config = {**self.scheduler.config, "timestep_spacing": "trailing", "set_alpha_to_one": False}
+        pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=self.text_encoder.half(),
+            tokenizer=self.tokenizer,
+            unet=self.unet.half(),
+            scheduler=DDIMScheduler.from_config(config),
+            safety_checker=None,  # type: ignore[arg-type]
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)
+        # Halves on disk, full precision when loaded without a dtype, as diffusers loads its own networks.
+        edit_json(folder / "text_encoder" / "config.json", dtype="float32")
+        self.networks.float()
