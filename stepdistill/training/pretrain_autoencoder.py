@@ -97,6 +97,7 @@ def standardised(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> AutoencoderKL
 
 def fill_diagonal(convolution: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Make a 1x1 convolution multiply every channel by `scale` and add `shift`."""
-    assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.bias is not None
     convolution.weight.copy_(torch.diag(scale)[:, :, None, None])
     convolution.bias.copy_(shift)

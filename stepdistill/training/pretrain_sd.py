@@ -33,7 +33,8 @@ def parts_of(recipe: PretrainRecipe) -> tuple[Path, Path]:
     for name, folder in (("autoencoder", recipe.autoencoder), ("clip", recipe.clip)):
         if folder is None or not (folder / "config.json").exists():
             raise UserError(f"{name}: no model in {folder}; run recipes/pretrain/emoji_{name}.yaml first")
-    assert recipe.autoencoder is not None and recipe.clip is not None
+    assert recipe.autoencoder is not None
+    assert recipe.clip is not None
     return recipe.autoencoder, recipe.clip
 
 

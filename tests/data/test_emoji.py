@@ -23,7 +23,8 @@ def test_a_scene_is_a_function_of_seed_and_index(world: EmojiWorld) -> None:
     assert torch.equal(together[1], alone.image)
     assert captions[1] == alone.caption
     assert alone.image.shape == (3, 64, 64)
-    assert together.min() >= 0 and together.max() <= 1
+    assert together.min() >= 0
+    assert together.max() <= 1
     assert not torch.equal(together[1], world.scene(4, 6).image)
 
 
@@ -70,7 +71,10 @@ def test_order_and_number_of_words_matter(world: EmojiWorld) -> None:
     pair = world.answers("handshake light skin tone dark skin tone")
     assert len(pair.glyphs) == 1
     assert len(world.answers("mammal").glyphs) == 66
-    assert {world.names[glyph] for glyph in world.answers("astronaut").glyphs} >= {"astronaut", "woman astronaut"}
+    assert {world.names[glyph] for glyph in world.answers("astronaut").glyphs} >= {
+        "astronaut",
+        "woman astronaut",
+    }
 
 
 def test_backgrounds_are_read_back(world: EmojiWorld) -> None:

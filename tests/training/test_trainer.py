@@ -49,17 +49,17 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = build(tmp_path / "whole")
     whole.fit()
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     class StopsAtTwo(sd.DMD2):
         def critic_step(self, batch: Batch) -> Losses:
             if batch.step == 3:
-                raise Stopped
+                raise StoppedError
             return super().critic_step(batch)
 
     first = build(tmp_path / "parts", StopsAtTwo, checkpointing_steps=2)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         first.fit()
     second = build(tmp_path / "parts", checkpointing_steps=2)
     second.fit()
