@@ -1,13 +1,15 @@
 """Export a student as files that stock diffusers and ComfyUI load, and prove that they do.
 
-An export folder holds `pytorch_lora_weights.safetensors` and `<name>_kohya.safetensors`, or a whole pipeline; `scheduler/`,
-`stepdistill.json` (the sampler contract), the model card `README.md` and `images/`.
+An export folder holds `pytorch_lora_weights.safetensors` and `<name>_kohya.safetensors`, or a whole pipeline;
+`scheduler/`, `stepdistill.json` (the sampler contract), the model card `README.md` and `images/`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,10 +42,11 @@ def export(
     """Write the distiller's student to a folder, load it in a fresh process, and compare the images.
 
     Args:
-        distiller: its student is exported as it is now; inside `Trainer.student_average()` that is the average.
+        distiller: its student is exported as it is now; inside `Trainer.student_average()` that is the
+            average.
         folder: what an earlier export left there is replaced, and only when all went well.
-        formats: `diffusers` and `kohya` are LoRA files, `pipeline` is a whole pipeline. A student that is a full copy has no LoRA, so it
-            is always a whole pipeline.
+        formats: `diffusers` and `kohya` are LoRA files, `pipeline` is a whole pipeline. A student that is a
+            full copy has no LoRA, so it is always a whole pipeline.
         name: of the model; default: base model, method and steps.
         prompts: for the gate, the card's code and its gallery.
         recipe: the resolved recipe as YAML; it is put beside the weights.
@@ -72,3 +75,11 @@ def export(
         size=size,
         verify=verify,
     ).run()
+
+
+class _CallableModule(ModuleType):
+    # Importing this package binds `stepdistill.export` to the module; `sd.export(...)` has to work then too.
+    __call__ = staticmethod(export)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,4 +1,4 @@
-"""The model card: front matter, the code that was executed, settings for other programs, what was measured."""
+"""The model card: header, the code that was executed, settings for other programs, what was measured."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from stepdistill.export.contract import SamplerContract
-from stepdistill.export.lora import DIFFUSERS_NAME
+from stepdistill.export.contract import DIFFUSERS_NAME, SamplerContract
 
 CARD_NAME = "README.md"
 PLACEHOLDER_BASE = "path/to/the/base-model"
@@ -73,7 +72,7 @@ def code_block(
         device: where it is put.
         absent: parts that the pipeline does without and that diffusers wants to be told about (SD3's T5).
     """
-    weights = f"{contract.name}_kohya.safetensors" if format == "kohya" else DIFFUSERS_NAME
+    weights = contract.kohya_name if format == "kohya" else DIFFUSERS_NAME
     template = _FOLDER_BLOCK if format == "pipeline" else _LORA_BLOCK
     return template.format(
         scheduler=contract.scheduler,
@@ -90,7 +89,7 @@ def code_block(
 
 
 def card_blocks(card: str) -> list[str]:
-    """The Python blocks of a model card, in order; a kohya file is loaded by the first one under its own name.
+    """The Python blocks of a model card, in order.
 
     >>> card_blocks("text\\n```python\\nx = 1\\n```\\nmore")
     ['x = 1']
@@ -119,7 +118,7 @@ def render_card(
         hub_base: name of the base model on the hub; None for a local one.
         results: a `results.json` document, or None.
     """
-    kohya = f"{contract.name}_kohya.safetensors" if "kohya" in contract.formats else None
+    kohya = contract.kohya_name if "kohya" in contract.formats else None
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     template = environment.from_string((files("stepdistill.export") / "card.md.j2").read_text())
     return template.render(
@@ -196,12 +195,10 @@ def base_licence(base: str | None) -> str | None:
 
 
 def _titles(contract: SamplerContract) -> dict[str, str]:
-    other = (
-        f", or `{contract.name}_kohya.safetensors` as `weight_name`" if "kohya" in contract.formats else ""
-    )
+    other = f", or `{contract.kohya_name}` as `weight_name`" if "kohya" in contract.formats else ""
     return {
         "diffusers": f"The LoRA on its base model (`{DIFFUSERS_NAME}`{other}):",
-        "kohya": f"The LoRA on its base model (`{contract.name}_kohya.safetensors`):",
+        "kohya": f"The LoRA on its base model (`{contract.kohya_name}`):",
         "pipeline": "The whole pipeline:",
     }
 
@@ -210,8 +207,8 @@ def _licence_text(licence: str | None, base: str | None) -> str:
     if licence:
         return f"That of the base model: `{licence}`. The student is derived from it."
     return (
-        f"The base model's licence was not found{f' in {base}' if base else ''}. A student is derived from its base model: look the "
-        "licence up and put it here and into the header before you publish this."
+        f"The base model's licence was not found{f' in {base}' if base else ''}. A student is derived from its "
+        "base model: look the licence up and put it here and into the header before you publish this."
     )
 
 

@@ -1,7 +1,8 @@
 """The sampler contract: how the exported student has to be run, in a file that a program can read.
 
-Few-step students are tied to their grid, and stock defaults do not find it: a flow pipeline asked for four steps spends its last
-one at t = 0.009. `apply_sampler` sets the scheduler and returns what the pipeline call needs.
+Few-step students are tied to their grid, and stock defaults do not find it: a flow pipeline asked for four
+steps spends its last one at t = 0.009. `apply_sampler` sets the scheduler and returns what the pipeline call
+needs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 CONTRACT_NAME = "stepdistill.json"
+DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 SCHEDULER_FOLDER = "scheduler"
 
 
@@ -90,6 +92,17 @@ class SamplerContract(BaseModel):
     verified: dict[str, Verification] = {}
     files: dict[str, dict[str, Any]] = {}
 
+    @property
+    def kohya_name(self) -> str:
+        """Name of the LoRA file for ComfyUI."""
+        return f"{self.name}_kohya.safetensors"
+
+    @property
+    def lora_name(self) -> str | None:
+        """Name of the LoRA file to load with diffusers; None where there is only a pipeline."""
+        names = {"diffusers": DIFFUSERS_NAME, "kohya": self.kohya_name}
+        return next((name for kind, name in names.items() if kind in self.formats), None)
+
 
 def write_contract(contract: SamplerContract, folder: Path) -> Path:
     """Write `stepdistill.json` into the folder."""
@@ -129,7 +142,8 @@ def apply_sampler(pipeline: DiffusionPipeline, source: str | Path | SamplerContr
     contract = source if isinstance(source, SamplerContract) else read_contract(source)
     if contract.component not in pipeline.components:
         raise UserError(
-            f"the export '{contract.name}' is for a {contract.pipeline}; a {type(pipeline).__name__} has no {contract.component}"
+            f"the export '{contract.name}' is for a {contract.pipeline}; "
+            f"a {type(pipeline).__name__} has no {contract.component}"
         )
     pipeline.scheduler = getattr(diffusers, contract.scheduler).from_config(contract.scheduler_config)
     return dict(contract.call)

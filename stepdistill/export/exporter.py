@@ -21,6 +21,7 @@ from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.errors import UserError
 from stepdistill.export.card import CARD_NAME, base_licence, card_blocks, code_block, render_card
 from stepdistill.export.contract import (
+    DIFFUSERS_NAME,
     SamplerContract,
     Verification,
     file_digests,
@@ -30,7 +31,6 @@ from stepdistill.export.contract import (
 from stepdistill.export.folder import partial_folder
 from stepdistill.export.gate import ExportError, compare, fresh_images, same_arithmetic, trainer_images
 from stepdistill.export.lora import (
-    DIFFUSERS_NAME,
     file_header,
     lora_layers,
     save_diffusers_lora,
@@ -98,11 +98,11 @@ class Exporter:
     @cached_property
     def base(self) -> str | None:
         """Folder or hub name of the teacher as code can use it here, or None when it is only in memory."""
-        name = self.base_model or self.student.pipe.config.get("_name_or_path")
-        if not name:
-            return None
-        path = resolve_path(name)
-        return shown_path(path) if path.is_dir() else name if is_hub_name(name) else None
+        for name in filter(None, (self.base_model, self.student.pipe.config.get("_name_or_path"))):
+            path = resolve_path(name)
+            if path.is_dir() or is_hub_name(name):
+                return shown_path(path) if path.is_dir() else name
+        return None
 
     @cached_property
     def written_formats(self) -> tuple[Format, ...]:
@@ -178,9 +178,9 @@ class Exporter:
             usage=f"{contract.steps} steps, {contract.scheduler}, guidance off (cfg 1)",
         )
         if "diffusers" in formats:
-            save_diffusers_lora(layers, contract.component, partial, header)
+            save_diffusers_lora(layers, contract.component, partial / DIFFUSERS_NAME, header)
         if "kohya" in formats:
-            save_kohya_lora(layers, contract.component, partial, contract.name, header)
+            save_kohya_lora(layers, contract.component, partial / contract.kohya_name, header)
 
     @cached_property
     def known_licence(self) -> str | None:
@@ -224,7 +224,7 @@ class Exporter:
     def run_gate(
         self, contract: SamplerContract, partial: Path, reference: Images
     ) -> dict[str, Verification]:
-        """Execute the card's code in a fresh process, for every file that was written, and compare the images.
+        """Execute the card's code in a fresh process for every written file, and compare the images.
 
         Raises:
             ExportError: a file gives other images than the trainer.
@@ -240,13 +240,13 @@ class Exporter:
         untrained = trainer_images(teacher, self.distiller.sampler(), self.prompts[:MAX_PROMPTS], self.size)
         is_exact = same_arithmetic(self.student, self.stored_dtype)
         checks = compare(images, reference, untrained, is_exact)
-        files = {"diffusers": DIFFUSERS_NAME, "kohya": f"{contract.name}_kohya.safetensors"}
+        files = {"diffusers": DIFFUSERS_NAME, "kohya": contract.kohya_name}
         for kind, check in checks.items():
             if not check.passed:
                 measured = check.max_difference if check.statistic == "max" else check.mean_difference
                 raise ExportError(
-                    f"'{files.get(kind, 'model_index.json')}' gives other images in a fresh process than the trainer: "
-                    f"{check.statistic} difference {measured:.2e}, allowed {check.tolerance:.0e}"
+                    f"'{files.get(kind, 'model_index.json')}' gives other images in a fresh process than the "
+                    f"trainer: {check.statistic} difference {measured:.2e}, allowed {check.tolerance:.0e}"
                 )
         return checks
 
@@ -257,7 +257,7 @@ def gate_blocks(contract: SamplerContract, card: str) -> dict[str, str]:
     blocks = {}
     if set(contract.formats) - {"pipeline"}:
         lora = found.pop(0)
-        kohya = lora.replace(DIFFUSERS_NAME, f"{contract.name}_kohya.safetensors")
+        kohya = lora.replace(DIFFUSERS_NAME, contract.kohya_name)
         blocks = {
             kind: {"diffusers": lora, "kohya": kohya}[kind] for kind in contract.formats if kind != "pipeline"
         }
@@ -280,7 +280,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_width(config: Mapping[str, Any]) -> int:
-    """Width of the text embedding that a U-Net or a transformer attends to; 0 when its configuration has none."""
+    """Width of the text embedding that the network attends to; 0 when its configuration has none."""
     width = config.get("cross_attention_dim") or config.get("joint_attention_dim") or 0
     return width if isinstance(width, int) else 0
 

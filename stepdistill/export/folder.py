@@ -1,4 +1,4 @@
-"""Writing an export folder so that a full disk, a missing permission or a failed gate costs nothing that was there."""
+"""Writing an export folder so that a full disk or a failed gate costs nothing that was there."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def install(partial: Path, folder: Path) -> None:
 
 
 def files_of(folder: Path) -> set[str]:
-    """Files that an earlier export wrote into the folder, as its contract lists them; none when that cannot be read."""
+    """Files that an earlier export wrote into the folder, as far as its contract can be read."""
     try:
         names = json.loads((folder / CONTRACT_NAME).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,7 +1,8 @@
-"""The reload gate: what was written must give the trainer's own images in a fresh process with stock diffusers.
+"""The reload gate: stock diffusers must draw the trainer's own images from what was written.
 
-The code that process runs is the code of the model card. Noise is matched by the order of draws: a stock pipeline without an
-explicit generator draws its latents, then the noise of each step, from torch's global generator; so does `PipelineNoise` here.
+The code that process runs is the code of the model card. Noise is matched by the order of draws: a stock
+pipeline without an explicit generator draws its latents, then the noise of each step, from torch's global
+generator; so does `PipelineNoise` here.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class ExportError(RuntimeError):
 class PipelineNoise:
     """Noise as a stock pipeline draws it: from the global generator of the device, in the order of the steps.
 
-    The dtype of a draw matters: half-precision draws are other numbers than rounded float32 ones. Latents have that of the
-    pipeline, and so has the noise of a step, except that flow schedulers step in float32.
+    The dtype of a draw matters: half-precision draws are other numbers than rounded float32 ones. Latents
+    have that of the pipeline, and so has the noise of a step, except that flow schedulers step in float32.
     """
 
     def __init__(self, student: PipelineDenoiser) -> None:
@@ -126,9 +127,10 @@ def compare(
 ) -> dict[str, Verification]:
     """The differences of each block's images to the trainer's.
 
-    In float32 on a CPU every pixel counts. Half precision and TF32 round each step differently in and out of the pipeline, so
-    there the mean has to be small. A student that hardly differs from its teacher must not pass because nothing was loaded: the bound is
-    a part of that difference, within what the arithmetic allows.
+    In float32 on a CPU every pixel counts. Half precision and TF32 round each step differently in and out of
+    the pipeline, so there the mean has to be small. A student that hardly differs from its teacher must not
+    pass because nothing was loaded: the bound is a part of that difference, within what the arithmetic
+    allows.
 
     Args:
         images: of the fresh process, by block.
@@ -158,7 +160,7 @@ def compare(
 
 @contextmanager
 def text_encoders_on(pipeline: Any, device: torch.device) -> Iterator[None]:
-    """Within the block the pipeline's text encoders are on `device`; they may have left it after the prompts were embedded."""
+    """Within the block the text encoders are on `device`; they may have left it after embedding."""
     encoders = [
         m for name, m in pipeline.components.items() if name.startswith("text_encoder") and m is not None
     ]

@@ -1,8 +1,8 @@
 """The student's LoRA as files that keep their strength wherever they are loaded.
 
-Readers disagree about where a LoRA's scale alpha / rank is written: diffusers reads peft metadata or `.alpha` tensors, ComfyUI only
-`.alpha`, and both take 1.0 when nothing is there. So the scale is multiplied into the up matrix, and alpha equals the rank
-in every place it can be written.
+Readers disagree about where a LoRA's scale alpha / rank is written: diffusers reads peft metadata or `.alpha`
+tensors, ComfyUI only `.alpha`, and both take 1.0 when nothing is there. So the scale is multiplied into the
+up matrix, and alpha equals the rank in every place it can be written.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stepdistill.errors import UserError
-
-DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class LoraLayer:
 
 
 def lora_layers(network: nn.Module, adapter: str, dtype: torch.dtype = torch.float32) -> dict[str, LoraLayer]:
-    """The adapter's layers by module name, as `network` runs them now: the live scaling, rank patterns and all.
+    """The adapter's layers by module name, as `network` runs them now: live scaling, rank patterns and all.
 
     Raises:
         UserError: the network has no such adapter, or it is a kind of LoRA that is more than two matrices.
@@ -69,7 +67,8 @@ def lora_layers(network: nn.Module, adapter: str, dtype: torch.dtype = torch.flo
 def diffusers_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[str, Tensor]:
     """Tensors under the keys that `load_lora_weights` reads.
 
-    One key style for all layers: a file that mixes `.lora.down` with `.lora_A` is converted by its first key, and the rest is lost.
+    One key style for all layers: a file that mixes `.lora.down` with `.lora_A` is converted by its first key,
+    and the rest is lost.
 
     >>> layer = LoraLayer(down=torch.zeros(2, 4), up=torch.zeros(4, 2))
     >>> list(diffusers_tensors({"mid_block.attn1.to_q": layer}, "unet"))
@@ -85,12 +84,13 @@ def diffusers_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[s
 def kohya_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[str, Tensor]:
     """Tensors under the keys that ComfyUI, A1111 and Forge map, and that stock diffusers loads too.
 
-    A UNet gets kohya's keys over diffusers' module names. A transformer keeps its diffusers keys: ComfyUI maps those, kohya's own
-    keys would need the fused qkv of the original code, and diffusers takes no `.alpha` there. A missing alpha means scale 1.0, as baked.
+    A UNet gets kohya's keys over diffusers' module names. A transformer keeps its diffusers keys: ComfyUI
+    maps those, kohya's own keys would need the fused qkv of the original code, and diffusers takes no
+    `.alpha` there. A missing alpha means scale 1.0, as baked.
 
     >>> layer = LoraLayer(down=torch.zeros(2, 4), up=torch.zeros(4, 2))
-    >>> list(kohya_tensors({"mid_block.attn1.to_q": layer}, "unet"))
-    ['lora_unet_mid_block_attn1_to_q.lora_down.weight', 'lora_unet_mid_block_attn1_to_q.lora_up.weight', 'lora_unet_mid_block_attn1_to_q.alpha']
+    >>> list(kohya_tensors({"mid.to_q": layer}, "unet"))
+    ['lora_unet_mid_to_q.lora_down.weight', 'lora_unet_mid_to_q.lora_up.weight', 'lora_unet_mid_to_q.alpha']
     """
     if component != "unet":
         return diffusers_tensors(layers, component)
@@ -104,7 +104,7 @@ def kohya_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[str, 
 
 
 def adapter_metadata(layers: Mapping[str, LoraLayer], component: str) -> dict[str, Any]:
-    """The peft configuration in the form of diffusers' `lora_adapter_metadata`: alpha equal to the rank of every layer."""
+    """The peft configuration as diffusers' `lora_adapter_metadata`: alpha is the rank of every layer."""
     ranks = {name: layer.rank for name, layer in layers.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     others = {name: rank for name, rank in ranks.items() if rank != common}
@@ -114,37 +114,34 @@ def adapter_metadata(layers: Mapping[str, LoraLayer], component: str) -> dict[st
 
 
 def save_diffusers_lora(
-    layers: Mapping[str, LoraLayer], component: str, folder: Path, header: Mapping[str, str]
-) -> Path:
-    """Write `pytorch_lora_weights.safetensors`."""
+    layers: Mapping[str, LoraLayer], component: str, path: Path, header: Mapping[str, str]
+) -> None:
+    """Write the file for `load_lora_weights`."""
     metadata = json.dumps(adapter_metadata(layers, component), indent=2, sort_keys=True)
-    path = folder / DIFFUSERS_NAME
     save_file(
         diffusers_tensors(layers, component),
         path,
         {"format": "pt", **header, "lora_adapter_metadata": metadata},
     )
-    return path
 
 
 def save_kohya_lora(
-    layers: Mapping[str, LoraLayer], component: str, folder: Path, name: str, header: Mapping[str, str]
-) -> Path:
-    """Write `<name>_kohya.safetensors`."""
+    layers: Mapping[str, LoraLayer], component: str, path: Path, header: Mapping[str, str]
+) -> None:
+    """Write the file for ComfyUI, A1111 and Forge."""
     ranks = [layer.rank for layer in layers.values()]
     common = str(max(set(ranks), key=ranks.count))
     network = {"ss_network_module": "networks.lora", "ss_network_dim": common, "ss_network_alpha": common}
-    path = folder / f"{name}_kohya.safetensors"
     save_file(kohya_tensors(layers, component), path, {"format": "pt", **header, **network})
-    return path
 
 
 def file_header(
     *, name: str, base: str, pipeline: str, text_width: int, licence: str, date: str, usage: str
 ) -> dict[str, str]:
-    """Safetensors header entries that model managers show: `modelspec.*` and `ss_*`. What is not known is left out.
+    """Header entries that model managers show: `modelspec.*` and `ss_*`. What is not known is left out.
 
-    The architecture is named when the pipeline class and the width of its text embedding are those of a published model.
+    The architecture is named when the pipeline class and the width of its text embedding are those of a
+    published model.
 
     >>> about = {"name": "fast", "base": "me/base", "licence": "", "date": "2026-01-01", "usage": "4 steps"}
     >>> header = file_header(pipeline="StableDiffusionXLPipeline", text_width=2048, **about)

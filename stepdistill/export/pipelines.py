@@ -39,7 +39,7 @@ def save_teacher(student: PipelineDenoiser, folder: Path) -> str:
 
 
 def absent_parts(pipeline: Any) -> list[str]:
-    """Parts the pipeline does without although its class does not call them optional; loading it has to pass None for them."""
+    """Parts the pipeline does without although its class wants them: loading it has to pass None for each."""
     optional = set(pipeline._optional_components)
     return sorted(name for name, part in pipeline.components.items() if part is None and name not in optional)
 

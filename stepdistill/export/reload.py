@@ -1,6 +1,7 @@
 """Run the code blocks of a model card in a process of its own, and save the images they make.
 
-This file is started by its path and imports nothing of stepdistill: what it loads is what anyone loads with stock diffusers.
+This file is started by its path and imports nothing of stepdistill: what it loads is what anyone loads with
+stock diffusers.
 
     python reload.py job.json
 """
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 
 
 def main(job_path: str) -> None:
-    """Execute each block of the job, draw every prompt with the pipeline it leaves behind, and write all images."""
+    """Execute each block of the job and draw every prompt with the pipeline it leaves behind."""
     job = json.loads(Path(job_path).read_text())
     images: dict[str, torch.Tensor] = {}
     for name, block in job["blocks"].items():

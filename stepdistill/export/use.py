@@ -12,7 +12,6 @@ from stepdistill.assets import resolve_path
 from stepdistill.denoisers.loading import absent_components
 from stepdistill.errors import UserError
 from stepdistill.export.contract import CONTRACT_NAME, apply_sampler, read_contract
-from stepdistill.export.lora import DIFFUSERS_NAME
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -42,7 +41,7 @@ def load_export(source: str | Path, *, base: str | None = None) -> tuple[Diffusi
     except (OSError, ValueError) as error:
         raise UserError(f"the base model '{name}' cannot be loaded; say where it is with --base") from error
     if not is_folder:
-        pipe.load_lora_weights(str(folder), weight_name=DIFFUSERS_NAME)
+        pipe.load_lora_weights(str(folder), weight_name=contract.lora_name)
     if torch.cuda.is_available():
         pipe.to("cuda")
     return pipe, apply_sampler(pipe, contract)

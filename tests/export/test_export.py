@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import stepdistill
 import stepdistill.export.exporter as exporter_module
 from stepdistill.denoisers import Denoiser, Roles, load_teacher
 from stepdistill.distillers.distribution.dmd2 import DMD2
@@ -117,6 +120,12 @@ def test_the_users_random_state_is_left_alone(tmp_path):
     state = torch.get_rng_state()
     export(distiller, tmp_path / "out", verify=False)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_export_is_called_by_its_name_after_its_module_was_imported():
+    assert stepdistill.export is sys.modules["stepdistill.export"]
+    assert callable(stepdistill.export)
+    assert inspect.signature(stepdistill.export) == inspect.signature(export)
 
 
 def test_an_unknown_format(tmp_path):

@@ -1,4 +1,4 @@
-"""Nothing that was there is lost: not on a full disk, not after a failed gate, not to a file of the user's."""
+"""Nothing that was there is lost: not on a full disk, not after a failed gate."""
 
 from __future__ import annotations
 

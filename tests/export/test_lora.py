@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from stepdistill.denoisers import Roles, load_teacher
 from stepdistill.errors import UserError
+from stepdistill.export.contract import DIFFUSERS_NAME
 from stepdistill.export.lora import (
-    DIFFUSERS_NAME,
     LoraLayer,
     adapter_metadata,
     file_header,
@@ -44,8 +44,8 @@ def test_a_lora_with_alpha_unlike_rank_reloads_at_full_strength(family, tmp_path
     student = trained_student(family)
     component = student.network_name
     layers = lora_layers(student.network, student.adapter)
-    save_diffusers_lora(layers, component, tmp_path, {})
-    save_kohya_lora(layers, component, tmp_path, "fox", {})
+    save_diffusers_lora(layers, component, tmp_path / DIFFUSERS_NAME, {})
+    save_kohya_lora(layers, component, tmp_path / "fox_kohya.safetensors", {})
     expected, untrained = output(student), output(load_teacher(tiny_pipeline(family)))
     assert (expected - untrained).abs().max() > 1e-2
     for name in (DIFFUSERS_NAME, "fox_kohya.safetensors"):
@@ -61,8 +61,8 @@ def test_convolutions_are_adapted_and_written(tmp_path):
     convolutions = [name for name, layer in layers.items() if layer.down.ndim == 4]
     assert any(name.endswith("conv1") for name in convolutions)
     assert any("downsamplers.0.conv" in name for name in convolutions)
-    path = save_kohya_lora(layers, "unet", tmp_path, "fox", {})
-    with safe_open(path, "pt") as file:
+    save_kohya_lora(layers, "unet", tmp_path / "fox", {})
+    with safe_open(tmp_path / "fox", "pt") as file:
         for name in convolutions:
             key = f"lora_unet_{name.replace('.', '_')}"
             assert file.get_tensor(f"{key}.lora_down.weight").ndim == 4
@@ -72,10 +72,12 @@ def test_convolutions_are_adapted_and_written(tmp_path):
 def test_alpha_is_the_rank_wherever_it_is_written(tmp_path):
     student = trained_student("sd")
     layers = lora_layers(student.network, student.adapter)
-    with safe_open(save_diffusers_lora(layers, "unet", tmp_path, {}), "pt") as file:
+    save_diffusers_lora(layers, "unet", tmp_path / "plain", {})
+    with safe_open(tmp_path / "plain", "pt") as file:
         config = json.loads(file.metadata()["lora_adapter_metadata"])
     assert config["unet.r"] == config["unet.lora_alpha"] == 4
-    with safe_open(save_kohya_lora(layers, "unet", tmp_path, "fox", {}), "pt") as file:
+    save_kohya_lora(layers, "unet", tmp_path / "fox", {})
+    with safe_open(tmp_path / "fox", "pt") as file:
         assert file.metadata()["ss_network_alpha"] == file.metadata()["ss_network_dim"] == "4"
         alphas = {file.get_tensor(key).item() for key in list(file.keys()) if key.endswith(".alpha")}
     assert alphas == {4.0}
@@ -84,7 +86,8 @@ def test_alpha_is_the_rank_wherever_it_is_written(tmp_path):
 def test_a_transformer_keeps_the_keys_that_comfyui_maps(tmp_path):
     student = trained_student("sd3")
     layers = lora_layers(student.network, student.adapter)
-    with safe_open(save_kohya_lora(layers, "transformer", tmp_path, "fox", {}), "pt") as file:
+    save_kohya_lora(layers, "transformer", tmp_path / "fox", {})
+    with safe_open(tmp_path / "fox", "pt") as file:
         keys = set(file.keys())
     assert "transformer.transformer_blocks.0.attn.to_q.lora_A.weight" in keys
     assert all(key.startswith("transformer.") and "lora_" in key for key in keys)
