@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stepdistill.sampler import StudentSampler
 
 # (part of the student's difference to its teacher, at least, at most)
-FLOAT32_BOUND = (1 / 20, 1e-5, 1e-3)
+FLOAT32_BOUND = (1 / 20, 5e-5, 1e-3)
 HALF_BOUND = (1 / 5, 1e-2, 5e-2)
 
 
