@@ -99,6 +99,9 @@ class ValidationConfig(Section):
     num_scored: int = Field(
         0, ge=0, description="images for the running Frechet distance (emoji only); 0: off"
     )
+    num_evaluated: int = Field(
+        0, ge=0, description="images per row of results.json (emoji only); 0: not measured"
+    )
 
 
 class TrackConfig(Section):
