@@ -79,11 +79,16 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 def looks(images: list[Image.Image]) -> list[int]:
     """A number per glyph, equal for glyphs whose drawings are the same or mirrored (some flags, left and right arrows)."""
-    small = [np.asarray(image.convert("RGBa").resize((32, 32), Image.Resampling.BOX), dtype=np.float64) for image in images]
+    small = [
+        np.asarray(image.convert("RGBa").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
+        for image in images
+    ]
     stacked = np.stack(small)
     flat, mirrored = (array.reshape(len(images), -1) for array in (stacked, stacked[:, :, ::-1]))
     squares = (flat**2).mean(1)
-    distance = squares[:, None] + squares[None] - 2 * np.maximum(flat @ flat.T, flat @ mirrored.T) / flat.shape[1]
+    distance = (
+        squares[:, None] + squares[None] - 2 * np.maximum(flat @ flat.T, flat @ mirrored.T) / flat.shape[1]
+    )
     same = np.tril(distance < SAME_LOOK**2)
     np.fill_diagonal(same, val=True)
     number = list(range(len(images)))
@@ -101,7 +106,9 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=88)
     arguments = parser.parse_args()
     if not features.check("raqm"):
-        raise SystemExit("Pillow was built without raqm, which joins emoji sequences: install a Pillow wheel that has it")
+        raise SystemExit(
+            "Pillow was built without raqm, which joins emoji sequences: install a Pillow wheel that has it"
+        )
     font = ImageFont.truetype(str(arguments.font), BITMAP_SIZE, layout_engine=ImageFont.Layout.RAQM)
     emoji = read_emoji(arguments.emoji_test)
     pairs = [(entry, image) for entry in emoji if (image := draw(entry, font)) is not None]

@@ -1,4 +1,4 @@
-"""The embedded CLIP model: scenes against captions, with an auxiliary loss that keeps every glyph apart."""
+"""The embedded CLIP model: scenes against captions, with auxiliary losses that keep every glyph apart."""
 
 from __future__ import annotations
 
@@ -42,8 +42,18 @@ def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
     return tokens.input_ids
 
 
+def term_targets(world: EmojiWorld) -> Tensor:
+    """For each glyph the uniform law over the words that are true of it, (glyphs, words)."""
+    spoken = [{*units, *tags} for units, tags in zip(world.grammar.units, world.grammar.tags, strict=True)]
+    number = {term: place for place, term in enumerate(sorted(set().union(*spoken)))}
+    targets = torch.zeros(len(spoken), len(number))
+    for glyph, terms in enumerate(spoken):
+        targets[glyph, [number[term] for term in terms]] = 1 / len(terms)
+    return targets
+
+
 class ClipStage(Stage):
-    """Symmetric contrastive loss, plus the glyph and background read off the image embedding by cosine classifiers."""
+    """Symmetric contrastive loss, plus glyph, words and background read off the image embedding by cosine classifiers."""
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
@@ -63,10 +73,17 @@ class ClipStage(Stage):
             projection_dim=width,
         )
         self.clip = CLIPModel(config)
+        if recipe.train.compile:
+            self.clip.vision_model.compile()
         self.looks = torch.tensor(self.world.looks)
-        glyphs = nn.Linear(width, len(self.world), bias=False)
-        backgrounds = nn.Linear(width, len(self.world.backgrounds), bias=False)
-        self.networks = nn.ModuleDict({"clip": self.clip, "glyphs": glyphs, "backgrounds": backgrounds})
+        self.terms = term_targets(self.world)
+        classes = {
+            "glyphs": len(self.world),
+            "terms": self.terms.shape[1],
+            "backgrounds": len(self.world.backgrounds),
+        }
+        heads = {name: nn.Linear(width, count, bias=False) for name, count in classes.items()}
+        self.networks = nn.ModuleDict({"clip": self.clip, **heads})
         self.identity_weight = recipe.options.get("identity_weight", 1.0)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -80,18 +97,23 @@ class ClipStage(Stage):
         targets = torch.arange(size)
         contrast = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
         embedding = F.normalize(output.image_embeds.float(), dim=-1)
-        glyphs = self.looks[[placement.glyph for placement, _ in described]]
-        backgrounds = torch.tensor([placement.background for placement, _ in described])
-        identity, accuracy = self.classify("glyphs", embedding, glyphs)
-        ground, _ = self.classify("backgrounds", embedding, backgrounds)
-        logs = {"contrast": contrast, "identity": identity, "glyph_accuracy": accuracy, "background": ground}
-        return contrast + self.identity_weight * (identity + ground), logs
+        numbers = torch.tensor([placement.glyph for placement, _ in described])
+        looks = self.looks[numbers]
+        scores = {name: self.scores(name, embedding) for name in ("glyphs", "terms", "backgrounds")}
+        identity = F.cross_entropy(scores["glyphs"], looks)
+        words = F.cross_entropy(scores["terms"], self.terms[numbers])
+        ground = F.cross_entropy(
+            scores["backgrounds"], torch.tensor([placement.background for placement, _ in described])
+        )
+        accuracy = (scores["glyphs"].argmax(-1) == looks).float().mean()
+        logs = {"contrast": contrast, "identity": identity, "words": words, "glyph_accuracy": accuracy}
+        return contrast + self.identity_weight * (identity + words + ground), logs
 
-    def classify(self, name: str, embedding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and accuracy of a cosine classifier."""
-        weight: Tensor = self.networks[name].weight  # type: ignore[assignment]
-        logits = IDENTITY_SCALE * embedding @ F.normalize(weight.float(), dim=-1).T
-        return F.cross_entropy(logits, targets), (logits.argmax(-1) == targets).float().mean()
+    def scores(self, name: str, embedding: Tensor) -> Tensor:
+        """Logits of a cosine classifier."""
+        head = self.networks[name]
+        assert isinstance(head, nn.Linear)
+        return IDENTITY_SCALE * embedding @ F.normalize(head.weight.float(), dim=-1).T
 
     def export(self, folder: Path) -> None:
         """Write the model, its tokenizer and its image preprocessing."""

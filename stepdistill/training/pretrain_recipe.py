@@ -34,6 +34,7 @@ class Budget(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     mixed_precision: Literal["no", "bf16"] = "bf16"
+    compile: bool = False
     seed: int = 0
     log_every: int = Field(default=20, ge=1)
     checkpointing_steps: int = Field(default=500, ge=1)

@@ -89,6 +89,8 @@ class StableDiffusion3Stage(Stage):
         self.transformer = SD3Transformer2DModel(**recipe.network["transformer"])
         self.processor = RepeatedLastToken()
         self.transformer.set_attn_processor(self.processor)
+        if recipe.train.compile:
+            self.transformer.compile()
         first = projected_tower(clip_folder)
         shared = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
         like_first = {name: getattr(first.config, name) for name in shared}
