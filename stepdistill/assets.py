@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
-_ROOTS = {"assets": (_PACKAGE / "_assets", _PACKAGE.parent / "assets"), "recipes": (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes")}
+_ROOTS = {
+    "assets": (_PACKAGE / "_assets", _PACKAGE.parent / "assets"),
+    "recipes": (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes"),
+}
 
 
 def asset_path(name: str, kind: str = "assets") -> Path:
@@ -17,7 +20,9 @@ def asset_path(name: str, kind: str = "assets") -> Path:
     for root in _ROOTS[kind]:
         if (root / name).exists():
             return root / name
-    raise FileNotFoundError(f"the embedded {kind} hold no '{name}'; looked in {', '.join(map(str, _ROOTS[kind]))}")
+    raise FileNotFoundError(
+        f"the embedded {kind} hold no '{name}'; looked in {', '.join(map(str, _ROOTS[kind]))}"
+    )
 
 
 def resolve_path(path: str | Path) -> Path:

@@ -198,8 +198,10 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Entry point of the console script.
 
-    Exit codes: 0 done, 2 wrong input, 130 stopped by a signal with a checkpoint written, 1 a bug.
+    Exit codes: 0 done, 2 wrong input, 130 stopped by a signal with a checkpoint written, 1 a bug or an export that
+    does not reload.
     """
+    from stepdistill.export import ExportError
     from stepdistill.training.interrupt import RunInterruptedError
 
     try:
@@ -207,6 +209,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"stepdistill: {error}\n")
         sys.exit(2)
+    except ExportError as error:
+        sys.stderr.write(f"stepdistill: {error}\n")
+        sys.exit(1)
     except RunInterruptedError as error:
         sys.stderr.write(f"stepdistill: {error}\n")
         sys.exit(130)

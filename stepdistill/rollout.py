@@ -48,7 +48,7 @@ class Rollout:
 
 def one_step(student: Denoiser, noise: Latents, cond: Conditioning, t: float = 1.0) -> Latents:
     """The student's x0 from unit-variance noise in one network call."""
-    return student(noise, _filled(t, noise), cond).x0
+    return student(noise * student.schedule.prior_std, _filled(t, noise), cond).x0
 
 
 def backward_simulation(
@@ -63,7 +63,8 @@ def backward_simulation(
     """Run the student as at inference up to `exit_step`, and keep the graph of that last call only.
 
     DMD2 (https://arxiv.org/abs/2405.14867, section 4.5): the training input of step k then has the distribution of the
-    inference input of step k. The start state is unit-variance noise at the first time, as stock samplers have it.
+    inference input of step k. `noise` is standard normal; it starts with the standard deviation of the schedule's prior, as in
+    stock samplers.
 
     Raises:
         ValueError: `exit_step` is not an index of the sampler's times.
@@ -71,7 +72,7 @@ def backward_simulation(
     if not 0 <= exit_step < len(sampler.times):
         raise ValueError(f"exit_step {exit_step} is outside 0..{len(sampler.times) - 1}")
     with torch.no_grad():
-        x_t = noise
+        x_t = noise * student.schedule.prior_std
         for i in range(exit_step):
             out = student(x_t, _filled(sampler.times[i], x_t), cond)
             x_t = next_state(student, out, sampler, i, rng)
@@ -87,7 +88,9 @@ def sample(
     return backward_simulation(student, sampler, noise, cond, rng, exit_step=len(sampler.times) - 1).x0
 
 
-def next_state(student: Denoiser, out: Denoised, sampler: StudentSampler, i: int, rng: NoiseSource) -> Latents:
+def next_state(
+    student: Denoiser, out: Denoised, sampler: StudentSampler, i: int, rng: NoiseSource
+) -> Latents:
     """The state at time i+1 of the grid from the prediction at time i."""
     s = _filled(sampler.times[i + 1], out.x0)
     eps = out.eps

@@ -29,14 +29,21 @@ class GANConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    student_weight: float = Field(0.0, ge=0.0, description="weight of the student's GAN loss; 0 is off")
-    critic_weight: float = Field(1e-2, ge=0.0, description="weight of the discriminator's loss")
-    features: Literal["fake_score", "teacher"] = Field(
-        "fake_score", description="network whose features the heads judge; the paper uses the fake score"
+    student_weight: float = Field(
+        default=0.0, ge=0.0, description="weight of the student's GAN loss; 0 is off"
     )
-    layers: tuple[str, ...] | None = Field(None, description="modules to tap; default: what the family names")
-    width: int = Field(128, ge=1, description="hidden width of the heads")
-    r1_weight: float = Field(0.0, ge=0.0, description="weight of the gradient penalty on real features")
+    critic_weight: float = Field(default=1e-2, ge=0.0, description="weight of the discriminator's loss")
+    features: Literal["fake_score", "teacher"] = Field(
+        default="fake_score",
+        description="network whose features the heads judge; the paper uses the fake score",
+    )
+    layers: tuple[str, ...] | None = Field(
+        default=None, description="modules to tap; default: what the family names"
+    )
+    width: int = Field(default=128, ge=1, description="hidden width of the heads")
+    r1_weight: float = Field(
+        default=0.0, ge=0.0, description="weight of the gradient penalty on real features"
+    )
 
 
 class LatentGAN(nn.Module):

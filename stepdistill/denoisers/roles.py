@@ -34,13 +34,15 @@ class Roles(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["shared", "full"] = Field("shared", description="shared: LoRA on one network; full: copies")
-    rank: int = Field(64, ge=1, description="LoRA rank")
-    alpha: float | None = Field(None, gt=0, description="LoRA alpha; default: the rank, a scale of 1")
-    target_modules: list[str] | None = Field(
-        None, description="names of adapted layers; default: the family's"
+    mode: Literal["shared", "full"] = Field(
+        default="shared", description="shared: LoRA on one network; full: copies"
     )
-    seed: int = Field(0, ge=0, description="seed of the first LoRA factor")
+    rank: int = Field(default=64, ge=1, description="LoRA rank")
+    alpha: float | None = Field(default=None, gt=0, description="LoRA alpha; default: the rank, a scale of 1")
+    target_modules: list[str] | None = Field(
+        default=None, description="names of adapted layers; default: the family's"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the first LoRA factor")
 
     @property
     def scaling_alpha(self) -> float:

@@ -137,9 +137,9 @@ class DistillerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_steps: int = Field(4, ge=1, le=8, description="network calls of the student per image")
+    num_steps: int = Field(default=4, ge=1, le=8, description="network calls of the student per image")
     guidance_scale: float = Field(
-        4.0,
+        default=4.0,
         ge=0.0,
         description="the teacher's guidance while training: uncond + s (cond - uncond); 1.0 is off",
     )

@@ -70,7 +70,7 @@ class SamplerContract(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: int = Field(1, alias="schema")
+    schema_version: int = Field(default=1, alias="schema")
     name: str
     method: str
     base_model: str | None

@@ -36,7 +36,8 @@ def load_export(source: str | Path, *, base: str | None = None) -> tuple[Diffusi
     is_folder = "pipeline" in contract.formats
     name = str(folder) if is_folder else str(resolve_path(base or contract.base_model or ""))
     try:
-        absent = absent_components(DiffusionPipeline.load_config(name))
+        config: Any = DiffusionPipeline.load_config(name)
+        absent = absent_components(config)
         pipe = DiffusionPipeline.from_pretrained(name, dtype=torch.float32, **absent)
     except (OSError, ValueError) as error:
         raise UserError(f"the base model '{name}' cannot be loaded; say where it is with --base") from error
@@ -48,7 +49,7 @@ def load_export(source: str | Path, *, base: str | None = None) -> tuple[Diffusi
 
 
 def sample_images(
-    pipe: DiffusionPipeline, call: dict[str, Any], prompts: Sequence[str], *, out: Path, seed: int = 0
+    pipe: Any, call: dict[str, Any], prompts: Sequence[str], *, out: Path, seed: int = 0
 ) -> Iterator[Path]:
     """Draw each prompt with its own seed into `out/00.png`, `out/01.png`..."""
     out.mkdir(parents=True, exist_ok=True)

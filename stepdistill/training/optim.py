@@ -33,7 +33,7 @@ def build_optimizer(
         raise UserError(
             "train.use_8bit_adam needs bitsandbytes: pip install 'stepdistill[quant]', or set it to false"
         )
-    import bitsandbytes
+    import bitsandbytes  # pyright: ignore[reportMissingImports] - an extra
 
     return bitsandbytes.optim.AdamW8bit(parameters, **options)
 

@@ -56,7 +56,7 @@ def network_on_meta(name: str) -> tuple[nn.Module, Any]:
 
     source = str(resolve_path(name))
     try:
-        index = diffusers.DiffusionPipeline.load_config(source)
+        index: Any = diffusers.DiffusionPipeline.load_config(source)
         family = family_of(str(index["_class_name"]))
         class_name = index[family.network_name][1]
         network_class = getattr(diffusers, class_name)

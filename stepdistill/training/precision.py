@@ -8,6 +8,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+def attention_kernels(device: torch.device) -> AbstractContextManager[object]:
     """On a CPU the plain attention: the backward of the fused kernel is slower there at the lengths that a CPU can train."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

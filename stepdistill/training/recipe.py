@@ -28,79 +28,89 @@ class ModelConfig(Section):
     """The teacher."""
 
     pretrained_model_name_or_path: str = Field(description="folder or hub id of a diffusers pipeline")
-    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the frozen weights")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="precision of the frozen weights"
+    )
 
 
 class DataConfig(Section):
     """What is trained on."""
 
     prompts: str = Field(
-        "emoji",
+        default="emoji",
         description="'emoji', or a .txt (a prompt per line), .jsonl or .parquet file ('prompt' or 'caption')",
     )
     images: str | None = Field(
-        None,
+        default=None,
         description="'emoji', a folder (image + .txt) or a parquet file; only for methods that use real images",
     )
-    num_prompts: int | None = Field(None, ge=1, description="use at most so many prompts")
-    num_images: int | None = Field(None, ge=1, description="use at most so many images")
-    negative_prompt: str = Field("", description="what guidance pushes away from")
+    num_prompts: int | None = Field(default=None, ge=1, description="use at most so many prompts")
+    num_images: int | None = Field(default=None, ge=1, description="use at most so many images")
+    negative_prompt: str = Field(default="", description="what guidance pushes away from")
     cache_dir: str | None = Field(
-        None, description="where embeddings and latents are kept; null: not on disk"
+        default=None, description="where embeddings and latents are kept; null: not on disk"
     )
 
 
 class TrainConfig(Section):
     """The optimisation. Names follow diffusers' training scripts."""
 
-    learning_rate: float = Field(1e-5, gt=0, description="of the student")
-    critic_learning_rate: float | None = Field(None, gt=0, description="of the critics; null: the student's")
-    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="decay after the warm-up"
+    learning_rate: float = Field(default=1e-5, gt=0, description="of the student")
+    critic_learning_rate: float | None = Field(
+        default=None, gt=0, description="of the critics; null: the student's"
     )
-    lr_warmup_steps: int = Field(0, ge=0)
-    lr_final_factor: float = Field(0.0, ge=0, le=1, description="where the decay ends, as a part of the rate")
-    train_batch_size: int = Field(1, ge=1, description="samples per process and micro-batch")
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    max_train_steps: int = Field(1000, ge=1, description="iterations; each updates the critics once")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_weight_decay: float = Field(0.0, ge=0)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    use_8bit_adam: bool = Field(False, description="needs the extra [quant]")
-    max_grad_norm: float = Field(10.0, gt=0, description="every player's gradient is clipped to this norm")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="decay after the warm-up"
+    )
+    lr_warmup_steps: int = Field(default=0, ge=0)
+    lr_final_factor: float = Field(
+        default=0.0, ge=0, le=1, description="where the decay ends, as a part of the rate"
+    )
+    train_batch_size: int = Field(default=1, ge=1, description="samples per process and micro-batch")
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    max_train_steps: int = Field(default=1000, ge=1, description="iterations; each updates the critics once")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_weight_decay: float = Field(default=0.0, ge=0)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    use_8bit_adam: bool = Field(default=False, description="needs the extra [quant]")
+    max_grad_norm: float = Field(
+        default=10.0, gt=0, description="every player's gradient is clipped to this norm"
+    )
     ema_decay: float = Field(
-        0.999, ge=0, lt=1, description="of the student that is validated and exported; 0: off"
+        default=0.999, ge=0, lt=1, description="of the student that is validated and exported; 0: off"
     )
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU, off on a CPU"
+        default="auto", description="auto: bf16 on a GPU, off on a CPU"
     )
     gradient_checkpointing: bool = False
     seed: int = 0
     output_dir: str = "runs/run"
     resume_from_checkpoint: str | None = Field(
-        "latest", description="'latest', a folder, or null to start over"
+        default="latest", description="'latest', a folder, or null to start over"
     )
-    checkpointing_steps: int = Field(500, ge=1)
-    checkpoints_total_limit: int | None = Field(3, ge=1)
-    log_every: int = Field(10, ge=1, description="the device is only read this often")
-    max_skipped_steps: int = Field(20, ge=1, description="stop after so many non-finite steps")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    checkpointing_steps: int = Field(default=500, ge=1)
+    checkpoints_total_limit: int | None = Field(default=3, ge=1)
+    log_every: int = Field(default=10, ge=1, description="the device is only read this often")
+    max_skipped_steps: int = Field(default=20, ge=1, description="stop after so many non-finite steps")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
 
 class ValidationConfig(Section):
     """What is drawn while training."""
 
     prompts: list[str] = Field(default_factory=list, description="empty: the first training prompts")
-    every: int = Field(500, ge=1, description="also drawn before the first step")
-    teacher_steps: int = Field(50, ge=1)
-    teacher_guidance_scale: float | None = Field(None, ge=0, description="null: the method's guidance_scale")
+    every: int = Field(default=500, ge=1, description="also drawn before the first step")
+    teacher_steps: int = Field(default=50, ge=1)
+    teacher_guidance_scale: float | None = Field(
+        default=None, ge=0, description="null: the method's guidance_scale"
+    )
     seed: int = 0
     num_scored: int = Field(
-        0, ge=0, description="images for the running Frechet distance (emoji only); 0: off"
+        default=0, ge=0, description="images for the running Frechet distance (emoji only); 0: off"
     )
     num_evaluated: int = Field(
-        0, ge=0, description="images per row of results.json (emoji only); 0: not measured"
+        default=0, ge=0, description="images per row of results.json (emoji only); 0: not measured"
     )
 
 
@@ -117,7 +127,7 @@ class ExportConfig(Section):
         default_factory=lambda: ["diffusers", "kohya"],
         description="LoRA for diffusers, LoRA for ComfyUI, pipeline folder; full roles always give the folder",
     )
-    name: str | None = Field(None, description="file name of the artefact; null: the run folder's")
+    name: str | None = Field(default=None, description="file name of the artefact; null: the run folder's")
 
 
 class Recipe(Section):

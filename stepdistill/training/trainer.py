@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs
-from torch import nn
+from accelerate.utils import AutocastKwargs, KwargsHandler
+from torch import Tensor, nn
 
 from stepdistill.data.source import TrainingData, data_from_prompts
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.distillers.base import Batch, Distiller, Losses, Turn
+from stepdistill.distillers.base import Batch, Distiller, Turn
 from stepdistill.errors import UserError
 from stepdistill.training.checkpoint import (
     latest_checkpoint,
@@ -147,12 +147,14 @@ class Trainer:
     def run_turn(self, turn: Turn, batches: Sequence[Batch], step: int) -> None:
         """Gradient of all micro-batches, one clipped optimiser step for one player."""
         compute = {"student": self.distiller.student_step, "critic": self.distiller.critic_step}[turn]
+        terms: dict[str, Tensor] = {}
         for batch in batches:
             with attention_kernels(self.device):
                 with self.accelerator.autocast():
                     losses = compute(batch)
                 losses.backward(1.0 / len(batches))
-            self.tracker.add("loss", losses.terms)
+            terms = losses.terms
+            self.tracker.add("loss", terms)
             self.tracker.add(turn, losses.logs)
         parameters, optimizer = self.players[turn], self.optimizers[turn]
         average_gradients(parameters)
@@ -161,7 +163,7 @@ class Trainer:
         if not math.isfinite(
             norm.item()
         ):  # the one read of the device per turn: a bad step must not reach the weights
-            self.skip(turn, losses, step)
+            self.skip(turn, terms, step)
         else:
             for group in optimizer.param_groups:
                 group["lr"] = self.base_rates[turn] * rate_factor(step, self.config)
@@ -171,9 +173,9 @@ class Trainer:
                 self.distiller.after_student_update(step)
         optimizer.zero_grad(set_to_none=True)
 
-    def skip(self, turn: Turn, losses: Losses, step: int) -> None:
+    def skip(self, turn: Turn, terms: Mapping[str, Tensor], step: int) -> None:
         """Count a non-finite step and name it; stop the run where there are too many."""
-        bad = [name for name, term in losses.terms.items() if not math.isfinite(term.item())] or ["gradient"]
+        bad = [name for name, term in terms.items() if not math.isfinite(term.item())] or ["gradient"]
         self.num_skipped += 1
         self.tracker.write(step, {"skipped_steps": self.num_skipped})
         if self.num_skipped >= self.config.max_skipped_steps:
@@ -267,5 +269,5 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if precision == "auto":
         precision = "no" if cpu else "bf16"
     # Without the cache: a weight cast under no_grad would be reused, without its graph, in the forward that needs the gradient.
-    handlers = [AutocastKwargs(cache_enabled=False)]
+    handlers: list[KwargsHandler] = [AutocastKwargs(cache_enabled=False)]
     return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)

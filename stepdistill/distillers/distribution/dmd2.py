@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from stepdistill.critics.gan import GANConfig, LatentGAN
 from stepdistill.denoisers.base import Denoiser
@@ -42,19 +42,25 @@ class DMD2Config(DistillerConfig):
     """Options of DMD2."""
 
     rollout: Literal["sde", "ode"] = Field(
-        "sde",
+        default="sde",
         description="the student's steps: x0 then fresh noise (sde), or x0 then the implied noise (ode)",
     )
     student_every: int = Field(
-        5, ge=1, description="critics learn in every iteration, the student in every k-th"
+        default=5, ge=1, description="critics learn in every iteration, the student in every k-th"
     )
-    renoise_lo: float = Field(0.02, ge=0.0, le=1.0, description="cleanest time at which scores are compared")
-    renoise_hi: float = Field(0.98, ge=0.0, le=1.0, description="noisiest time at which scores are compared")
-    renoise_shift: float = Field(1.0, gt=0.0, description="shift of these times towards noise; 1 is uniform")
+    renoise_lo: float = Field(
+        default=0.02, ge=0.0, le=1.0, description="cleanest time at which scores are compared"
+    )
+    renoise_hi: float = Field(
+        default=0.98, ge=0.0, le=1.0, description="noisiest time at which scores are compared"
+    )
+    renoise_shift: float = Field(
+        default=1.0, gt=0.0, description="shift of these times towards noise; 1 is uniform"
+    )
     normaliser: Literal["mean_abs", "none"] = Field(
-        "mean_abs", description="scale of the gradient (DMD eq. 8)"
+        default="mean_abs", description="scale of the gradient (DMD eq. 8)"
     )
-    gan: GANConfig = Field(GANConfig(), description="the adversarial part; off by default")
+    gan: GANConfig = Field(default=GANConfig(), description="the adversarial part; off by default")
 
 
 class DMD2(Distiller):
@@ -121,7 +127,8 @@ class DMD2(Distiller):
         out = self.fake_score(schedule.add_noise(x0, eps, t), t, batch.cond)
         target = conditional_target(schedule, x0, eps, None, t, prediction)
         error = denoising_error(schedule, prediction, out, target)
-        terms, logs = {"fake_score": error.mean()}, {"fake_score": PerTime(error.detach(), t)}
+        terms = {"fake_score": error.mean()}
+        logs: dict[str, Tensor | PerTime] = {"fake_score": PerTime(error.detach(), t)}
         if self.gan is not None:
             if batch.latents is None or batch.latents_cond is None:
                 raise UserError("the GAN needs real latents: set data.images, or method.gan.student_weight=0")
