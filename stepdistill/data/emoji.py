@@ -24,9 +24,9 @@ from stepdistill.data.captions import BACKGROUNDS, AnswerSet, CaptionGrammar
 from stepdistill.typing import Images
 
 SCENE_SIZE = 64
-SCALE_RANGE = (0.62, 0.96)
-MARGIN = 0.06
-"""How far a glyph's box may leave the picture, as a part of the half width: the box itself has a margin."""
+SCALE_RANGE = (0.8, 0.96)
+MARGIN = 0.0
+"""How far a glyph's box may leave the picture, as a part of the half width."""
 
 EVALUATION_SEED = 777_000
 """Seed of the evaluation scenes. Training uses small seeds, so that the two never share a scene."""

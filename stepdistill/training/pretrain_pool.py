@@ -48,9 +48,10 @@ def encode_scenes(world: EmojiWorld, vae: AutoencoderKL, scenes: Scenes) -> Tens
 
 
 def load_pool(world: EmojiWorld, vae_folder: Path, tokenizer: Any, scenes: Scenes, cache: Path) -> Pool:
-    """The pool of a recipe; its latents are read from `cache` if the same autoencoder made them before."""
+    """The pool of a recipe; its latents are read from `cache` if the same autoencoder made them of the same scenes."""
     weights = (vae_folder / "diffusion_pytorch_model.safetensors").read_bytes()
-    key = hashlib.sha256(weights + f"{scenes.seed},{scenes.count}".encode()).hexdigest()[:16]
+    first = world.scenes(scenes.seed, range(4))[0].numpy().tobytes()
+    key = hashlib.sha256(weights + first + f"{scenes.seed},{scenes.count}".encode()).hexdigest()[:16]
     file = cache / f"latents_{key}.safetensors"
     if not file.exists():
         vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32)

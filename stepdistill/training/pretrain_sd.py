@@ -49,7 +49,11 @@ def text_tower(clip_folder: Path) -> CLIPTextModel:
 
 
 class StableDiffusionStage(Stage):
-    """Mean squared error of the predicted noise at uniform timesteps, with caption dropout for guidance."""
+    """Squared error of the predicted noise at uniform timesteps, weighted like v-prediction's, with caption dropout.
+
+    The plain error of eps hardly sees what is decided at high noise (background, layout): x0 counts there as much as the
+    signal-to-noise ratio. The weight 1 + 1/SNR undoes that; `max_weight` bounds it.
+    """
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
@@ -61,6 +65,7 @@ class StableDiffusionStage(Stage):
         self.scheduler = DDPMScheduler(**recipe.network["scheduler"])
         self.networks = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
         self.dropout = recipe.options.get("caption_dropout", 0.1)
+        self.weights = (1 / self.scheduler.alphas_cumprod).clamp(max=recipe.options.get("max_weight", 1.0))
 
     def load_pool(self) -> Pool:
         """Latents and tokens of the training scenes."""
@@ -79,8 +84,8 @@ class StableDiffusionStage(Stage):
         noisy = self.scheduler.add_noise(latents, noise, timesteps)  # type: ignore[arg-type]
         context = self.text_encoder(tokens).last_hidden_state
         output = self.unet(noisy, timesteps, encoder_hidden_states=context).sample.float()
-        loss = F.mse_loss(output, noise)
-        return loss, {}
+        error = F.mse_loss(output, noise, reduction="none").mean((1, 2, 3))
+        return (self.weights[timesteps] * error).mean(), {"plain": error.mean()}
 
     def export(self, folder: Path) -> None:
         """Write a stock StableDiffusionPipeline; sampled with DDIM unless another scheduler is set."""
