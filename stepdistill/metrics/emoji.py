@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,12 +15,14 @@ from stepdistill.assets import asset_path
 from stepdistill.data.cache import cached
 from stepdistill.data.captions import AnswerSet
 from stepdistill.data.emoji import EVALUATION_SEED, EmojiWorld, Placement
-from stepdistill.metrics.evaluator import CaptionSet, Evaluator, chosen, measured_in_batches
-from stepdistill.metrics.extractors import ClipFeatures, emoji_clip
+from stepdistill.errors import UserError
+from stepdistill.metrics.evaluator import CaptionSet, Evaluator, measured_in_batches
+from stepdistill.metrics.extractors import ClipFeatures, emoji_clip, fingerprint
 from stepdistill.metrics.generation import batches
+from stepdistill.metrics.glyph_judge import GlyphJudge
 from stepdistill.metrics.measurements import Measurements
 from stepdistill.metrics.protocols import EMOJI, Protocol
-from stepdistill.metrics.scorers import Answers, GlyphJudge
+from stepdistill.metrics.scorers import Answers
 from stepdistill.metrics.store import cache_folder
 from stepdistill.typing import Images
 
@@ -35,25 +36,31 @@ def load_evaluator(
     given each caption, so it is what a perfect generator would score. What takes seconds is kept in the user's cache.
     """
     world, features = world or EmojiWorld(), features or emoji_clip()
-    judge = emoji_judge(world, features, protocol)
-    prompts = evaluation_captions(world).first(protocol.num_images)
-    bare = Evaluator(protocol, features, judge, prompts, reference=Measurements.empty(features.num_features))
-    own = [i % len(evaluation_captions(world)) for i in range(len(prompts))]
-    reference = _kept(bare, "reference", lambda: world.scenes(EVALUATION_SEED, own)[0], prompts)
-    floor = _kept(bare, "floor", lambda: true_pictures(world, prompts, protocol.reference_seed), prompts)
+    prompts = evaluation_captions(world, protocol.num_images)
+    empty = Measurements.empty(features.num_features)
+    bare = Evaluator(protocol, features, GlyphJudge(world), prompts, reference=empty)
+    own = range(len(prompts))
+    reference = _kept(world, bare, "reference", lambda: world.scenes(EVALUATION_SEED, own)[0], prompts)
+    floor = _kept(
+        world, bare, "floor", lambda: true_pictures(world, prompts, protocol.reference_seed), prompts
+    )
     repeated = bare.coverage_prompts()[0].repeated(protocol.coverage_seeds)
     variety = _kept(
-        bare, "variety", lambda: true_pictures(world, repeated, protocol.reference_seed + 1), repeated
+        world, bare, "variety", lambda: true_pictures(world, repeated, protocol.reference_seed + 1), repeated
     )
     return replace(bare, reference=reference, floor=floor, floor_variety=variety)
 
 
-def evaluation_captions(world: EmojiWorld, path: Path | None = None) -> CaptionSet:
-    """The frozen evaluation captions with their right answers."""
-    captions: list[str] = pq.read_table(path or asset_path("emoji/eval_captions.parquet"))[
-        "caption"
-    ].to_pylist()
-    return CaptionSet(captions, [answers_of(world.answers(caption)) for caption in captions])
+def evaluation_captions(world: EmojiWorld, count: int | None = None) -> CaptionSet:
+    """The first `count` of the frozen evaluation captions with their right answers; all of them if None."""
+    table = pq.read_table(asset_path("emoji/eval_captions.parquet"), columns=["caption"])
+    captions: list[str] = table["caption"].to_pylist()
+    if count is not None and count > len(captions):
+        raise UserError(
+            f"there are {len(captions)} evaluation captions, so at most as many images, not {count}"
+        )
+    answers = [answers_of(world.answers(caption)) for caption in captions[:count]]
+    return CaptionSet(captions[:count], answers)
 
 
 def answers_of(known: AnswerSet) -> Answers:
@@ -76,36 +83,17 @@ def true_pictures(world: EmojiWorld, prompts: CaptionSet, seed: int) -> Images:
     return torch.cat([world.draw(placements[rows]) for rows in batches(len(placements), 256)])
 
 
-def emoji_judge(world: EmojiWorld, features: ClipFeatures, protocol: Protocol) -> GlyphJudge:
-    """A judge with `scenes_per_glyph` real scenes of every glyph as prototypes."""
-    per_glyph = protocol.scenes_per_glyph
-
-    def compute() -> dict[str, Tensor]:
-        seen = []
-        for rows in batches(len(world) * per_glyph, 256):
-            numbers = range(rows.start, rows.stop)
-            placements = [
-                replace(world.describe(protocol.reference_seed - 1, i)[0], glyph=i // per_glyph)
-                for i in numbers
-            ]
-            seen.append(chosen(features.images(world.draw(placements)), protocol.judge_features).cpu())
-        return {"prototypes": torch.cat(seen)}
-
-    key = {"what": "judge", "protocol": protocol.hash, "eye": features.name, "glyphs": len(world)}
-    prototypes = cached(cache_folder("judges"), key, compute)["prototypes"]
-    looks = torch.tensor(world.looks).repeat_interleave(per_glyph)
-    return GlyphJudge(prototypes, looks, world.background_colors)
-
-
 def _kept(
-    evaluator: Evaluator, what: str, pictures: Callable[[], Images], prompts: CaptionSet
+    world: EmojiWorld, evaluator: Evaluator, what: str, pictures: Callable[[], Images], prompts: CaptionSet
 ) -> Measurements:
-    """Measurements of real pictures, from the cache where it has them."""
+    """Measurements of real pictures, from the cache where it has them; a few scenes stand for the law of them all."""
 
     def compute() -> dict[str, Tensor]:
         return measured_in_batches(evaluator, pictures(), prompts.captions).tensors()
 
+    law = world.scenes(EVALUATION_SEED, range(4))[0]
     key = {
+        "scenes": fingerprint([("scenes", law)]),
         "what": what,
         "protocol": evaluator.protocol.hash,
         "eye": evaluator.features.name,

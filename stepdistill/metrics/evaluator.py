@@ -12,7 +12,7 @@ from stepdistill.metrics.extractors import ClipFeatures, ImageFeatures
 from stepdistill.metrics.generation import as_bytes, batches
 from stepdistill.metrics.measurements import Measurements, Row, caption_scores, distances, mean_coverage
 from stepdistill.metrics.protocols import Protocol
-from stepdistill.metrics.scorers import Answers, GlyphJudge, clip_score
+from stepdistill.metrics.scorers import Answers, Judge, clip_score
 from stepdistill.typing import Images
 
 
@@ -46,7 +46,7 @@ class Evaluator:
 
     protocol: Protocol
     features: ClipFeatures
-    judge: GlyphJudge
+    judge: Judge
     prompts: CaptionSet
     """The captions that are generated for, `protocol.num_images` of them."""
     reference: Measurements
@@ -60,7 +60,7 @@ class Evaluator:
         """Features and scores of images (B, 3, H, W) in [0, 1] for their captions."""
         seen = self.features.images(images)
         text = self.features.texts(captions) if text is None else text
-        verdict = self.judge(images, chosen(seen, self.protocol.judge_features))
+        verdict = self.judge(images)
         return Measurements(
             features=chosen(seen, self.protocol.frechet_features).cpu(),
             clip_scores=clip_score(seen.embedding, text).cpu(),

@@ -17,8 +17,8 @@ class Protocol:
     """The feature network, by the name of its folder."""
     frechet_features: Literal["pooled", "embedding"]
     """Which of its outputs the Frechet and kernel distances are taken of."""
-    judge_features: Literal["pooled", "embedding"]
-    """Which of its outputs the nearest glyph is found by."""
+    judge: str
+    """How the glyph and the background of a picture are told."""
     num_images: int
     """Captions measured, one picture each; as many real pictures are the reference, and as many again the floor."""
     coverage_captions: int
@@ -31,8 +31,6 @@ class Protocol:
     """Of the generators of the pictures."""
     reference_seed: int = 90_001
     """Of the real scenes: the reference. The floor takes the next seed."""
-    scenes_per_glyph: int = 4
-    """Real scenes of each glyph that the nearest-glyph judge compares with."""
 
     @property
     def hash(self) -> str:
@@ -53,7 +51,7 @@ EMOJI = Protocol(
     name="emoji",
     features="emoji-clip",
     frechet_features="embedding",
-    judge_features="embedding",
+    judge="shapes-1",
     num_images=2000,
     coverage_captions=32,
     coverage_seeds=16,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepdistill.metrics.preprocess import quantise
 from stepdistill.typing import Images
 
 
@@ -52,21 +52,17 @@ class Verdict:
     """Id of the nearest named background (B,)."""
 
 
-class GlyphJudge:
-    """Nearest glyph by cosine to prototypes, nearest background by the colour of the border."""
+class Judge(Protocol):
+    """Tells what pictures show."""
 
-    def __init__(self, prototypes: Tensor, glyphs: Tensor, background_colours: Tensor) -> None:
-        """Prototypes (P, d), the glyph each one shows (P,), and the named backgrounds' colours in [0, 1] (K, 3)."""
-        self.prototypes = F.normalize(prototypes.float(), dim=1)
-        self.glyphs = glyphs
-        self.background_colours = background_colours.float()
+    @property
+    def background_colours(self) -> Tensor:
+        """The named backgrounds in [0, 1] (K, 3)."""
+        ...
 
-    def __call__(self, images: Images, features: Tensor) -> Verdict:
-        """Judge images (B, 3, H, W) in [0, 1] by their features (B, d), taken by the network that made the prototypes."""
-        nearest = (F.normalize(features.float().cpu(), dim=1) @ self.prototypes.T).argmax(1)
-        colours = border_colour(quantise(images).cpu())
-        backgrounds = torch.cdist(colours, self.background_colours).argmin(1)
-        return Verdict(self.glyphs[nearest], colours, backgrounds)
+    def __call__(self, images: Images) -> Verdict:
+        """Judge images (B, 3, H, W) in [0, 1]."""
+        ...
 
 
 def border_colour(images: Images, width: int = 2) -> Tensor:

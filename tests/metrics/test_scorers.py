@@ -7,7 +7,7 @@ import math
 import torch
 
 from stepdistill.metrics.measurements import mean_coverage
-from stepdistill.metrics.scorers import Answers, GlyphJudge, coverage, expected_distinct, is_right
+from stepdistill.metrics.scorers import Answers, coverage, expected_distinct, is_right
 
 
 def test_expected_distinct_is_the_mean_over_draws() -> None:
@@ -45,17 +45,3 @@ def test_glyph_and_background_must_both_be_right() -> None:
     answers = Answers.uniform([1, 2], [0, 3])
     glyphs, grounds = torch.tensor([1, 2, 5, 1]), torch.tensor([0, 3, 0, 2])
     assert is_right(glyphs, grounds, answers).tolist() == [True, True, False, False]
-
-
-def test_the_judge_knows_its_own_glyphs(evaluator, discs) -> None:
-    glyphs, grounds = [0, 1, 2, 3, 3], [3, 2, 1, 0, 1]
-    images = discs(glyphs, grounds)
-    verdict = evaluator.judge(images, evaluator.features(images))
-    assert verdict.backgrounds.tolist() == grounds
-    assert (verdict.colours - evaluator.judge.background_colours[grounds]).abs().max() < 0.05
-
-
-def test_nearest_prototype_wins() -> None:
-    judge = GlyphJudge(torch.eye(3), torch.tensor([10, 20, 30]), torch.rand(2, 3))
-    verdict = judge(torch.zeros(2, 3, 8, 8), torch.tensor([[0.1, 0.9, 0.0], [5.0, 0.0, 4.0]]))
-    assert verdict.glyphs.tolist() == [20, 10]
