@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -33,7 +34,7 @@ class AutoencoderStage(Stage):
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
         self.world = EmojiWorld()
-        self.vae = AutoencoderKL(**recipe.network["autoencoder"])
+        self.vae: Any = AutoencoderKL(**recipe.network["autoencoder"])
         self.networks = nn.ModuleDict({"vae": self.vae})
         self.kl_weight = recipe.options.get("kl_weight", 1e-6)
         self.edge_weight = recipe.options.get("edge_weight", 1.0)
@@ -95,7 +96,7 @@ def standardised(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> AutoencoderKL
     return wide
 
 
-def fill_diagonal(convolution: nn.Module, scale: Tensor, shift: Tensor) -> None:
+def fill_diagonal(convolution: nn.Module | None, scale: Tensor, shift: Tensor) -> None:
     """Make a 1x1 convolution multiply every channel by `scale` and add `shift`."""
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.bias is not None

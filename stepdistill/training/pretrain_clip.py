@@ -72,7 +72,7 @@ class ClipStage(Stage):
             vision_config={**recipe.network["vision"], "projection_dim": width},
             projection_dim=width,
         )
-        self.clip = CLIPModel(config)
+        self.clip: Any = CLIPModel(config)
         if recipe.train.compile:
             self.clip.vision_model.compile()
         self.looks = torch.tensor(self.world.looks)

@@ -36,7 +36,7 @@ class Pool:
 
 
 @torch.no_grad()
-def encode_scenes(world: EmojiWorld, vae: AutoencoderKL, scenes: Scenes) -> Tensor:
+def encode_scenes(world: EmojiWorld, vae: Any, scenes: Scenes) -> Tensor:
     """Latents of the pool as the diffusion network sees them, float16."""
     latents = []
     for start in range(0, scenes.count, CHUNK):

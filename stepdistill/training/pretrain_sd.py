@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -40,7 +41,7 @@ def parts_of(recipe: PretrainRecipe) -> tuple[Path, Path]:
 
 def text_tower(clip_folder: Path) -> CLIPTextModel:
     """The text tower of a CLIP model as a network of its own, float32."""
-    clip = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
+    clip: Any = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
     tower = CLIPTextModel(clip.config.text_config)
     own = {name.removeprefix("text_model."): name for name in tower.state_dict()}
     weights = clip.text_model.state_dict()
@@ -62,7 +63,7 @@ class StableDiffusionStage(Stage):
         self.pool = self.load_pool()
         self.unet = UNet2DConditionModel(**recipe.network["unet"])
         self.text_encoder = text_tower(clip_folder)
-        self.scheduler = DDPMScheduler(**recipe.network["scheduler"])
+        self.scheduler: Any = DDPMScheduler(**recipe.network["scheduler"])
         self.networks = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
         self.dropout = recipe.options.get("caption_dropout", 0.1)
         self.weights = (1 / self.scheduler.alphas_cumprod).clamp(max=recipe.options.get("max_weight", 1.0))
@@ -81,7 +82,7 @@ class StableDiffusionStage(Stage):
         # One timestep per stratum: the same law, less noise in the gradient.
         strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
         timesteps = (strata * self.scheduler.config.num_train_timesteps).long()
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)  # type: ignore[arg-type]
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
         context = self.text_encoder(tokens).last_hidden_state
         output = self.unet(noisy, timesteps, encoder_hidden_states=context).sample.float()
         error = F.mse_loss(output, noise, reduction="none").mean((1, 2, 3))
@@ -91,12 +92,13 @@ class StableDiffusionStage(Stage):
         """Write a stock StableDiffusionPipeline; sampled with DDIM unless another scheduler is set."""
         vae = AutoencoderKL.from_pretrained(self.vae_folder, torch_dtype=torch.float16)
         config = {**self.scheduler.config, "timestep_spacing": "trailing", "set_alpha_to_one": False}
+        scheduler: Any = DDIMScheduler.from_config(config)
         pipeline = StableDiffusionPipeline(
             vae=vae,
             text_encoder=self.text_encoder.half(),
             tokenizer=self.tokenizer,
             unet=self.unet.half(),
-            scheduler=DDIMScheduler.from_config(config),
+            scheduler=scheduler,
             safety_checker=None,  # type: ignore[arg-type]
             feature_extractor=None,  # type: ignore[arg-type]
             requires_safety_checker=False,

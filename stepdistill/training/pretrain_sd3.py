@@ -66,7 +66,7 @@ class RepeatedLastToken(nn.Module):
 
 def projected_tower(clip_folder: Path) -> CLIPTextModelWithProjection:
     """The text tower and projection of a CLIP model as a network of its own, float32."""
-    clip = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
+    clip: Any = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
     config = clip.config.text_config
     config.projection_dim = clip.config.projection_dim
     tower = CLIPTextModelWithProjection(config)
@@ -86,7 +86,7 @@ class StableDiffusion3Stage(Stage):
         self.tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
         cache = recipe.output_dir.parent
         self.pool = load_pool(EmojiWorld(), self.vae_folder, self.tokenizer, recipe.scenes, cache)
-        self.transformer = SD3Transformer2DModel(**recipe.network["transformer"])
+        self.transformer: Any = SD3Transformer2DModel(**recipe.network["transformer"])
         self.processor = RepeatedLastToken()
         self.transformer.set_attn_processor(self.processor)
         if recipe.train.compile:
@@ -98,7 +98,7 @@ class StableDiffusion3Stage(Stage):
         self.networks = nn.ModuleDict(
             {"transformer": self.transformer, "text_encoder": first, "text_encoder_2": second}
         )
-        self.scheduler = FlowMatchEulerDiscreteScheduler(**recipe.network["scheduler"])
+        self.scheduler: Any = FlowMatchEulerDiscreteScheduler(**recipe.network["scheduler"])
         self.dropout = recipe.options.get("caption_dropout", 0.1)
         self.full_t5 = recipe.options.get("full_t5_probability", 0.5)
 
