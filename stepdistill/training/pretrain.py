@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stepdistill.assets import resolve_path
+from stepdistill.errors import UserError
 from stepdistill.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -36,6 +39,10 @@ class Stage(ABC):
     @abstractmethod
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step and what to log. All randomness is a function of the step."""
+
+    @abstractmethod
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of an export as the first state."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:
@@ -138,6 +145,14 @@ class Pretrainer:
         logger.info("%s", row)
 
 
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Read a network's weights from a safetensors file, in the network's own precision."""
+    try:
+        network.load_state_dict(load_file(file))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"start_from: {file} does not hold this network's weights: {error}") from error
+
+
 def edit_json(file: Path, **entries: Any) -> None:
     """Set entries of a JSON file."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **entries}, indent=2) + "\n")
@@ -154,7 +169,13 @@ def build_stage(recipe: PretrainRecipe) -> Stage:
         from stepdistill.training.pretrain_sd import StableDiffusionStage as Chosen
     else:
         from stepdistill.training.pretrain_sd3 import StableDiffusion3Stage as Chosen
-    return Chosen(recipe)
+    stage = Chosen(recipe)
+    if recipe.start_from is not None:
+        folder = resolve_path(recipe.start_from)
+        if not folder.is_dir():
+            raise UserError(f"start_from: there is no folder {folder}; give an export of the same stage")
+        stage.start_from(folder)
+    return stage
 
 
 def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:

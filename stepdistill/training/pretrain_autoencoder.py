@@ -67,6 +67,11 @@ class AutoencoderStage(Stage):
         pairs = zip(edges(output), edges(images), strict=True)
         return torch.stack([(ours - true).abs().mean() for ours, true in pairs]).sum()
 
+    def start_from(self, folder: Path) -> None:
+        """Go on with an exported autoencoder, 1x1 convolutions included."""
+        self.vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+        self.networks["vae"] = self.vae
+
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """Write the autoencoder with 1x1 convolutions that give every latent channel mean 0 and variance 1."""
@@ -88,17 +93,22 @@ def standardised(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> AutoencoderKL
     }
     wide = AutoencoderKL.from_config(config)
     assert isinstance(wide, AutoencoderKL)
+    before, after = pointwise(wide.quant_conv), pointwise(wide.post_quant_conv)
+    for weight, bias in (before, after):
+        weight.copy_(torch.eye(len(weight))[:, :, None, None])
+        bias.zero_()
     wide.load_state_dict(vae.state_dict(), strict=False)
     scale = torch.cat([1 / std, torch.ones_like(std)])
     shift = torch.cat([-mean / std, -2 * std.log()])
-    fill_diagonal(wide.quant_conv, scale, shift)
-    fill_diagonal(wide.post_quant_conv, std, mean)
+    before[0].mul_(scale[:, None, None, None])
+    before[1].mul_(scale).add_(shift)
+    after[1].add_(after[0][:, :, 0, 0] @ mean)
+    after[0].mul_(std[None, :, None, None])
     return wide
 
 
-def fill_diagonal(convolution: nn.Module | None, scale: Tensor, shift: Tensor) -> None:
-    """Make a 1x1 convolution multiply every channel by `scale` and add `shift`."""
+def pointwise(convolution: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a 1x1 convolution."""
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.bias is not None
-    convolution.weight.copy_(torch.diag(scale)[:, :, None, None])
-    convolution.bias.copy_(shift)
+    return convolution.weight, convolution.bias

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from stepdistill.assets import resolve_path
 from stepdistill.data.emoji import EmojiWorld
-from stepdistill.training.pretrain import Stage, edit_json
+from stepdistill.training.pretrain import Stage, edit_json, load_weights
 from stepdistill.training.pretrain_recipe import PretrainRecipe
 
 TOKENIZER_CAPTIONS = 60_000
@@ -22,11 +23,9 @@ IDENTITY_SCALE = 16.0
 
 def train_tokenizer(captions: Sequence[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
     """A stock CLIP tokenizer whose byte-pair vocabulary was learnt on captions."""
-    special: dict[str, Any] = {"model_max_length": max_length}
-    trained = CLIPTokenizer(**special).train_new_from_iterator(
-        [list(captions)], vocab_size=vocabulary, **special
-    )
+    trained = CLIPTokenizer().train_new_from_iterator([list(captions)], vocab_size=vocabulary)
     assert isinstance(trained, CLIPTokenizer)
+    trained.model_max_length = max_length
     return trained
 
 
@@ -59,8 +58,7 @@ class ClipStage(Stage):
         self.recipe = recipe
         self.world = EmojiWorld()
         text: dict[str, Any] = recipe.network["text"]
-        captions = [self.world.describe(recipe.scenes.seed, index)[1] for index in range(TOKENIZER_CAPTIONS)]
-        self.tokenizer = train_tokenizer(captions, text["vocab_size"], text["max_position_embeddings"])
+        self.tokenizer = self.own_tokenizer(text["vocab_size"], text["max_position_embeddings"])
         ids = {
             "bos_token_id": self.tokenizer.bos_token_id,
             "eos_token_id": self.tokenizer.eos_token_id,
@@ -85,6 +83,16 @@ class ClipStage(Stage):
         heads = {name: nn.Linear(width, count, bias=False) for name, count in classes.items()}
         self.networks = nn.ModuleDict({"clip": self.clip, **heads})
         self.identity_weight = recipe.options.get("identity_weight", 1.0)
+
+    def own_tokenizer(self, vocabulary: int, max_length: int) -> CLIPTokenizer:
+        """The tokenizer of the run, or of the export it starts from; learning one anew gives other token numbers."""
+        start = self.recipe.start_from
+        folder = self.recipe.output_dir / "tokenizer" if start is None else resolve_path(start)
+        if start is None and not folder.exists():
+            seed = self.recipe.scenes.seed
+            captions = [self.world.describe(seed, index)[1] for index in range(TOKENIZER_CAPTIONS)]
+            train_tokenizer(captions, vocabulary, max_length).save_pretrained(folder)
+        return CLIPTokenizer.from_pretrained(folder)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrast a batch of fresh scenes with their captions."""
@@ -114,6 +122,10 @@ class ClipStage(Stage):
         head = self.networks[name]
         assert isinstance(head, nn.Linear)
         return IDENTITY_SCALE * embedding @ F.normalize(head.weight.float(), dim=-1).T
+
+    def start_from(self, folder: Path) -> None:
+        """Take both towers' weights; the auxiliary classifiers are not part of an export and start anew."""
+        load_weights(self.clip, folder / "model.safetensors")
 
     def export(self, folder: Path) -> None:
         """Write the model, its tokenizer and its image preprocessing."""

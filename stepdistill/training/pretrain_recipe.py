@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from stepdistill.assets import resolve_path
 from stepdistill.errors import UserError
 from stepdistill.training.recipe import Section, apply_override, first_problem
 
@@ -47,6 +48,8 @@ class PretrainRecipe(Section):
         network: arguments of the network's own class, by part (`autoencoder`, `unet`, `transformer`, `vision`, `text`, ...).
         autoencoder: folder of a trained AutoencoderKL (stages sd and sd3).
         clip: folder of a trained CLIPModel, whose text tower is the first state of the text encoder (stages sd and sd3).
+        start_from: folder of an earlier result of the same stage, whose weights are the first state: a run without
+            checkpoints can so be continued with a new budget.
         options: numbers of the stage's own loss.
     """
 
@@ -56,6 +59,7 @@ class PretrainRecipe(Section):
     network: dict[str, dict[str, Any]]
     autoencoder: Path | None = None
     clip: Path | None = None
+    start_from: Path | None = None
     options: dict[str, float] = {}
     train: Budget
 
@@ -67,7 +71,7 @@ def load_pretrain_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Pre
         UserError: the file is missing, is not YAML, or a key or value is wrong.
     """
     try:
-        document = yaml.safe_load(Path(path).read_text())
+        document = yaml.safe_load(resolve_path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(document, dict):

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from stepdistill.assets import resolve_path
 from stepdistill.data.emoji import EmojiWorld
 from stepdistill.errors import UserError
-from stepdistill.training.pretrain import Stage, edit_json
+from stepdistill.training.pretrain import Stage, edit_json, load_weights
 from stepdistill.training.pretrain_autoencoder import step_generator
 from stepdistill.training.pretrain_pool import Pool, load_pool
 from stepdistill.training.pretrain_recipe import PretrainRecipe
@@ -32,11 +33,17 @@ def parts_of(recipe: PretrainRecipe) -> tuple[Path, Path]:
         UserError: the recipe does not name them, or they are not there yet.
     """
     for name, folder in (("autoencoder", recipe.autoencoder), ("clip", recipe.clip)):
-        if folder is None or not (folder / "config.json").exists():
+        if folder is None or not (resolve_path(folder) / "config.json").exists():
             raise UserError(f"{name}: no model in {folder}; run recipes/pretrain/emoji_{name}.yaml first")
     assert recipe.autoencoder is not None
     assert recipe.clip is not None
-    return recipe.autoencoder, recipe.clip
+    return resolve_path(recipe.autoencoder), resolve_path(recipe.clip)
+
+
+def tokenizer_of(recipe: PretrainRecipe, clip_folder: Path) -> CLIPTokenizer:
+    """The tokenizer of the pipeline that the run starts from, else that of the CLIP model: token numbers are part of weights."""
+    folder = clip_folder if recipe.start_from is None else resolve_path(recipe.start_from) / "tokenizer"
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def text_tower(clip_folder: Path) -> CLIPTextModel:
@@ -59,7 +66,7 @@ class StableDiffusionStage(Stage):
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
         self.vae_folder, clip_folder = parts_of(recipe)
-        self.tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+        self.tokenizer = tokenizer_of(recipe, clip_folder)
         self.pool = self.load_pool()
         self.unet = UNet2DConditionModel(**recipe.network["unet"])
         self.text_encoder = text_tower(clip_folder)
@@ -87,6 +94,11 @@ class StableDiffusionStage(Stage):
         output = self.unet(noisy, timesteps, encoder_hidden_states=context).sample.float()
         error = F.mse_loss(output, noise, reduction="none").mean((1, 2, 3))
         return (self.weights[timesteps] * error).mean(), {"plain": error.mean()}
+
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of the UNet and of its text encoder."""
+        load_weights(self.unet, folder / "unet" / "diffusion_pytorch_model.safetensors")
+        load_weights(self.text_encoder, folder / "text_encoder" / "model.safetensors")
 
     def export(self, folder: Path) -> None:
         """Write a stock StableDiffusionPipeline; sampled with DDIM unless another scheduler is set."""

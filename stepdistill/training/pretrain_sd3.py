@@ -16,14 +16,14 @@ from diffusers import (
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from stepdistill.data.emoji import EmojiWorld
-from stepdistill.training.pretrain import Stage, edit_json
+from stepdistill.training.pretrain import Stage, edit_json, load_weights
 from stepdistill.training.pretrain_autoencoder import step_generator
 from stepdistill.training.pretrain_pool import load_pool
 from stepdistill.training.pretrain_recipe import PretrainRecipe
-from stepdistill.training.pretrain_sd import parts_of
+from stepdistill.training.pretrain_sd import parts_of, tokenizer_of
 
 T5_TOKENS = 256
 """How many zero tokens the stock pipeline appends for an absent T5, unless `max_sequence_length` says otherwise."""
@@ -83,7 +83,7 @@ class StableDiffusion3Stage(Stage):
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
         self.vae_folder, clip_folder = parts_of(recipe)
-        self.tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+        self.tokenizer = tokenizer_of(recipe, clip_folder)
         cache = recipe.output_dir.parent
         self.pool = load_pool(EmojiWorld(), self.vae_folder, self.tokenizer, recipe.scenes, cache)
         self.transformer: Any = SD3Transformer2DModel(**recipe.network["transformer"])
@@ -127,6 +127,12 @@ class StableDiffusion3Stage(Stage):
             pooled_projections=pooled,
         ).sample.float()
         return F.mse_loss(output, noise - latents), {}
+
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of the transformer and of both text encoders."""
+        load_weights(self.transformer, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+        for name in ("text_encoder", "text_encoder_2"):
+            load_weights(self.networks[name], folder / name / "model.safetensors")
 
     def export(self, folder: Path) -> None:
         """Write a stock StableDiffusion3Pipeline."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,12 @@ def test_the_exports_load_in_stock_libraries(trained: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["autoencoder", "sd"])
+@pytest.mark.parametrize("stage", ["autoencoder", "clip", "sd"])
 def test_a_resumed_run_is_the_uninterrupted_one(trained: Path, tmp_path: Path, stage: str) -> None:
     recipe = trained / f"{stage}.yaml"
+    if stage == "clip":
+        shutil.copytree(trained / "clip/tokenizer", tmp_path / "whole/tokenizer")
+        shutil.copytree(trained / "clip/tokenizer", tmp_path / "resumed/tokenizer")
     pretrain(recipe, [f"output_dir={tmp_path / 'whole'}"])
     resumed = tmp_path / "resumed"
     pretrain(recipe, [f"output_dir={resumed}"])
@@ -110,6 +114,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(trained: Path, tmp_path: Path, s
         file = f"checkpoints/step_3/{name}.safetensors"
         ours, whole = load_file(resumed / file), load_file(tmp_path / "whole" / file)
         assert all(torch.equal(ours[key], value) for key, value in whole.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_starts_from_an_export(trained: Path, tmp_path: Path, stage: str) -> None:
+    """With a learning rate of nothing, what comes out is what went in."""
+    before = trained / stage / "export"
+    overrides = [f"start_from={before}", f"output_dir={tmp_path}", "train.learning_rate=1e-12"]
+    pretrain(trained / f"{stage}.yaml", [*overrides, "train.max_train_steps=1", "train.weight_decay=0"])
+    for file in before.rglob("*.safetensors"):
+        ours, theirs = load_file(tmp_path / "export" / file.relative_to(before)), load_file(file)
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, atol=2e-3, rtol=2e-3)
 
 
 @torch.no_grad()
@@ -183,5 +200,7 @@ def test_wrong_recipes_are_named() -> None:
         load_pretrain_recipe(path, ["train.learning_rat=1"])
     with pytest.raises(UserError, match="emoji_autoencoder"):
         pretrain(path, ["autoencoder=nowhere"])
+    with pytest.raises(UserError, match="start_from"):
+        pretrain(asset_path("pretrain/emoji_autoencoder.yaml", "recipes"), ["start_from=nowhere"])
     with pytest.raises(UserError, match="nothing_here"):
         load_pretrain_recipe("nothing_here.yaml")
