@@ -77,11 +77,15 @@ def main() -> None:
     for size in SIZES:
         rows = {}
         for mode in ("shared", "full"):
-            done = subprocess.run([sys.executable, __file__, size, mode], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, size, mode], capture_output=True, text=True, check=True
+            )
             rows[mode] = json.loads(done.stdout.splitlines()[-1])
         shared, full = rows["shared"]["mib"], rows["full"]["mib"]
         millions = rows["full"]["backbone_parameters"] / 1e6
-        print(f"{size:8} {millions:7.1f}M parameters   shared {shared:7.0f} MiB   full {full:7.0f} MiB   ratio {shared / full:.2f}")
+        print(
+            f"{size:8} {millions:7.1f}M parameters   shared {shared:7.0f} MiB   full {full:7.0f} MiB   ratio {shared / full:.2f}"
+        )
 
 
 if __name__ == "__main__":
