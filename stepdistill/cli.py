@@ -56,7 +56,8 @@ def distill(
     from stepdistill.training.run import distill as run_recipe
 
     run_dir = run_recipe(resolved)
-    console.print(f"done: {run_dir}/report.html, {run_dir}/results.json, {run_dir}/export/", highlight=False)
+    made = [name for name in ("report.html", "results.json", "export") if (run_dir / name).exists()]
+    console.print("done: " + ", ".join(f"{run_dir}/{name}" for name in made), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stepdistill.data.emoji import EmojiWorld
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Distiller
@@ -59,7 +61,8 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
         arguments=call,
     )
     evaluator = load_evaluator(EMOJI.with_images(recipe.validation.num_evaluated))
-    options = RunOptions()
+    is_half = recipe.train.mixed_precision == "bf16"
+    options = RunOptions(dtype=torch.bfloat16 if is_half else torch.float32)
     scale = recipe.validation.teacher_guidance_scale
     # A copy without adapters: the teacher's own network runs under whichever role was active last.
     stock = teacher.pipeline(sampler)
