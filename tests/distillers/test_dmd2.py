@@ -8,7 +8,7 @@ import torch
 import stepdistill as sd
 from stepdistill.critics.gan import GANConfig
 from stepdistill.data.source import data_from_prompts
-from stepdistill.distillers.base import Batch, Distiller
+from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.distribution.dmd2 import DMD2Config
 from stepdistill.errors import UserError
 from stepdistill.losses.score import surrogate_loss
@@ -232,6 +232,20 @@ def test_gan_without_images_says_what_to_set() -> None:
     )
     with pytest.raises(UserError, match=r"data\.images"):
         distiller.critic_step(batch_of(distiller))
+
+
+def test_the_critic_space_only_weights_times() -> None:
+    """An error in v is the error in eps over alpha: the same optimum, with high noise counting."""
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    per_time = []
+    for space in ("own", "v"):
+        distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, critic_space=space), roles=sd.Roles(rank=2))
+        per_time.append(distiller.critic_step(batch_of(distiller)).logs["fake_score"])
+    own, v = per_time
+    assert isinstance(own, PerTime)
+    assert isinstance(v, PerTime)
+    alpha = teacher.schedule.alpha(own.t)
+    torch.testing.assert_close(v.values, own.values / alpha**2, rtol=1e-4, atol=0)
 
 
 def test_golden_first_losses() -> None:

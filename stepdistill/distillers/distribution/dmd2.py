@@ -60,6 +60,11 @@ class DMD2Config(DistillerConfig):
     normaliser: Literal["mean_abs", "none"] = Field(
         default="mean_abs", description="scale of the gradient (DMD eq. 8)"
     )
+    critic_space: Literal["own", "x0", "eps", "v", "flow"] = Field(
+        default="own",
+        description="prediction in which the fake score's error is taken: own is the network's, as in the paper; v lets "
+        "high noise count, where an eps error hardly sees x0",
+    )
     gan: GANConfig = Field(default=GANConfig(), description="the adversarial part; off by default")
 
 
@@ -123,7 +128,8 @@ class DMD2(Distiller):
                 batch.samples = self.sample_student(batch, rng)
         x0 = batch.samples
         t, eps = rng.uniform("t"), rng.normal("eps", batch.shape).to(x0)
-        schedule, prediction = self.fake_score.schedule, self.fake_score.prediction
+        schedule, space = self.fake_score.schedule, self.config.critic_space
+        prediction = self.fake_score.prediction if space == "own" else space
         out = self.fake_score(schedule.add_noise(x0, eps, t), t, batch.cond)
         target = conditional_target(schedule, x0, eps, None, t, prediction)
         error = denoising_error(schedule, prediction, out, target)
