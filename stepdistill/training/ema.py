@@ -14,14 +14,16 @@ class EMA:
 
     Args:
         parameters: what to average.
-        decay: 0 keeps the last value. Early on the decay is (1 + n) / (10 + n), so that a short run is not its own start.
+        decay: 0 keeps the last value, without a copy of float32 parameters. Early on the decay is (1 + n) / (10 + n),
+            so that a short run is not its own start.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         self.parameters = list(parameters)
         self.decay = decay
         self.num_updates = 0
-        self.average = [parameter.detach().float().clone() for parameter in self.parameters]
+        current = [parameter.detach().float() for parameter in self.parameters]
+        self.average = [value.clone() for value in current] if decay > 0 else current
 
     @torch.no_grad()
     def update(self) -> None:

@@ -149,7 +149,7 @@ class Trainer:
         compute = {"student": self.distiller.student_step, "critic": self.distiller.critic_step}[turn]
         terms: dict[str, Tensor] = {}
         for batch in batches:
-            with attention_kernels(self.device):
+            with attention_kernels(self.device, self.accelerator.mixed_precision):
                 with self.accelerator.autocast():
                     losses = compute(batch)
                 losses.backward(1.0 / len(batches))
@@ -158,13 +158,14 @@ class Trainer:
             self.tracker.add(turn, losses.logs)
         parameters, optimizer = self.players[turn], self.optimizers[turn]
         average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.tracker.add(turn, {"grad_norm": norm})
-        if not math.isfinite(
-            norm.item()
-        ):  # the one read of the device per turn: a bad step must not reach the weights
+        size = norm.item()  # the one read of the device per turn: a bad step must not reach the weights
+        if not math.isfinite(size):
             self.skip(turn, terms, step)
         else:
+            if size > self.config.max_grad_norm:
+                nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
             for group in optimizer.param_groups:
                 group["lr"] = self.base_rates[turn] * rate_factor(step, self.config)
             optimizer.step()
