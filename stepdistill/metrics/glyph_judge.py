@@ -62,16 +62,15 @@ class GlyphJudge:
         return self._templates[background]
 
     def _draw(self, background: int) -> Tensor:
-        placed = [
-            Placement(glyph, background, flip, scale=0.88, x=0.0, y=0.0)
-            for flip in (False, True)
-            for glyph in range(len(self.world))
-        ]
         parts = []
-        for rows in batches(len(placed), 256):
-            images = self.world.draw(placed[rows])
+        for rows in batches(len(self.world), 256):
+            numbers = range(rows.start, rows.stop)
+            placed = [Placement(glyph, background, flip=False, scale=0.88, x=0.0, y=0.0) for glyph in numbers]
+            images = self.world.draw(placed)
             parts.append(cut_out(images, self.background_colours[[background]].expand(len(images), 3)))
-        return torch.cat(parts)
+        cuts = torch.cat(parts)
+        mirrored = cuts.unflatten(1, (3, CUT_SIZE, CUT_SIZE)).flip(-1).flatten(1)
+        return torch.cat([cuts, mirrored])
 
 
 def cut_out(images: Images, colours: Tensor) -> Tensor:
