@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torchmetrics import Metric
 
 from stepdistill.metrics import (
@@ -88,3 +90,24 @@ def test_clip_score_is_the_mean_cosine(clip: ClipFeatures) -> None:
     assert math.isclose(float(metric.compute()), float(100 * cosines.mean()), rel_tol=1e-5)
     with pytest.raises(ValueError, match="3 images but 2 captions"):
         metric.update(images[:3], captions[:2])
+
+
+def measure_share(rank: int, folder: str) -> None:
+    """One process: half of the features, then the reduced distances."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    real, fake = normal(41, 4, 0), normal(44, 4, 2)
+    for name, metric in (("frechet", FrechetDistance(num_features=4)), ("kernel", KernelDistance())):
+        value = fill(metric, real[rank::2], fake[rank::2], 9).compute()
+        torch.save(value, f"{folder}/{name}_{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(measure_share, args=(str(tmp_path),), nprocs=2)  # pyright: ignore
+    real, fake = normal(41, 4, 0), normal(44, 4, 2)
+    expected = {"frechet": frechet_distance_of_features(real, fake), "kernel": kernel_distance(real, fake)}
+    for name, value in expected.items():
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{name}_{rank}.pt", weights_only=True)
+            assert math.isclose(float(found), value, rel_tol=1e-11)

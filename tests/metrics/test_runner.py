@@ -8,12 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stepdistill.denoisers import load_teacher
+from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.denoisers.roles import Roles
 from stepdistill.metrics.generation import Generation, counted_evaluations, generate, prompt_seed
 from stepdistill.metrics.measurements import Measurements, Row
 from stepdistill.metrics.runner import Draws, RunOptions, evaluate, measure_generation
 from stepdistill.metrics.samplers import best_stock_sampler, stock_samplers, teacher_comparison
 from stepdistill.metrics.store import MeasurementStore
 from stepdistill.metrics.tables import write_results
+from stepdistill.sampler import StudentSampler
 from stepdistill.testing import tiny_pipeline
 
 CONTRACT = {
@@ -118,6 +122,21 @@ def test_cached_generations_are_made_once(evaluator, tmp_path) -> None:
     assert not torch.equal(first.features, changed.features)
     measure_generation("t", replace(each, guidance_scale=3.0), draws, evaluator, options)
     assert len(seen) == 9
+
+
+def test_a_clean_copy_has_the_address_of_the_original() -> None:
+    teacher = load_teacher(tiny_pipeline("sd"))
+    student = teacher.role("student", Roles(mode="shared", rank=2))
+    assert isinstance(teacher, PipelineDenoiser)
+    stock = teacher.pipeline(StudentSampler(teacher.few_step_times(2, "sde"), "sde"))
+    stock.scheduler = teacher.pipe.scheduler
+    original, copy = (
+        Generation(pipe, "teacher", steps=2, guidance_scale=2.0).cache_key(torch.float32, "x")
+        for pipe in (tiny_pipeline("sd"), stock)
+    )
+    assert original == copy
+    with pytest.raises(ValueError, match="adapters"):
+        Generation(student.pipe, "teacher", steps=2).cache_key(torch.float32, "x")
 
 
 def test_a_callable_has_no_address() -> None:
