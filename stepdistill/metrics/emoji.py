@@ -28,12 +28,17 @@ from stepdistill.typing import Images
 
 
 def load_evaluator(
-    protocol: Protocol = EMOJI, *, features: ClipFeatures | None = None, world: EmojiWorld | None = None
+    protocol: Protocol = EMOJI,
+    *,
+    features: ClipFeatures | None = None,
+    world: EmojiWorld | None = None,
+    with_floor: bool = True,
 ) -> Evaluator:
     """Captions, eye and real pictures of the embedded problem.
 
     The reference is the scenes that the captions were drawn from; the floor is one more draw from the true law of pictures
     given each caption, so it is what a perfect generator would score. What takes seconds is kept in the user's cache.
+    Where only generated pictures are scored, `with_floor=False` is quicker.
     """
     world, features = world or EmojiWorld(), features or emoji_clip()
     prompts = evaluation_captions(world, protocol.num_images)
@@ -41,6 +46,8 @@ def load_evaluator(
     bare = Evaluator(protocol, features, GlyphJudge(world), prompts, reference=empty)
     own = range(len(prompts))
     reference = _kept(world, bare, "reference", lambda: world.scenes(EVALUATION_SEED, own)[0], prompts)
+    if not with_floor:
+        return replace(bare, reference=reference)
     floor = _kept(
         world, bare, "floor", lambda: true_pictures(world, prompts, protocol.reference_seed), prompts
     )
