@@ -30,7 +30,7 @@ class EmojiScorer:
 
     def __init__(self) -> None:
         self.world = EmojiWorld()
-        self.evaluator = load_evaluator(EMOJI, world=self.world)
+        self.evaluator = load_evaluator(EMOJI, world=self.world, with_floor=False)
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, float]:
         """`frechet_distance` and the caption scores of images for emoji captions."""
