@@ -127,7 +127,8 @@ def draw_panel(panel: Panel) -> str:
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         if len(panel.curves) > 1:
-            axes.legend(ncols=min(len(panel.curves), 3), fontsize=8, handlelength=1.4)
+            place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+            axes.legend(**place, ncols=5, fontsize=8, handlelength=1.2, columnspacing=1.2)
         return to_svg(figure)
 
 
@@ -138,7 +139,10 @@ def _colour(name: str, order: int, total: int) -> str | tuple[float, ...]:
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
-    return min(values, default=0) > 0 and max(values) / min(values) > 50
+    """Whether the bulk of the values is positive and far apart; a few extremes do not count."""
+    ranked = sorted(values)
+    low, high = ranked[len(ranked) // 20], ranked[-1 - len(ranked) // 20]
+    return ranked[0] > 0 and high / low > 50
 
 
 def guidance_figure(rows: Sequence[Row]) -> str:
