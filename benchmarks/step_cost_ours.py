@@ -17,6 +17,7 @@ from stepdistill.critics.gan import GANConfig
 from stepdistill.data.source import TrainingData
 from stepdistill.denoisers import Roles
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.denoisers.sd3 import SD3Denoiser
 from stepdistill.distillers.distribution.dmd2 import DMD2, DMD2Config
 from stepdistill.schedule import FlowSchedule
 from stepdistill.training.recipe import TrainConfig
@@ -32,6 +33,7 @@ class Network(Denoiser):
     """The bare transformer: no pipeline around it."""
 
     prediction = "flow"
+    lora_targets = SD3Denoiser.lora_targets
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,14 +66,14 @@ def build(options: argparse.Namespace) -> Callable[[], None]:
     teacher = Network()
     method = DMD2Config(
         num_steps=options.num_steps, guidance_scale=GUIDANCE, student_every=CRITIC_TURNS, rollout="ode",
-        gan=GANConfig(student_weight=0.03 if options.gan else 0.0, features="teacher", width=HEAD_WIDTH),
+        gan=GANConfig(student_weight=0.03 if options.gan else 0.0, features="teacher", width=options.head_width),
     )  # fmt: skip
     folder = tempfile.mkdtemp()
     train = TrainConfig(
         train_batch_size=BATCH, adam_weight_decay=0.01, ema_decay=0.0, device="cpu", output_dir=folder,
         mixed_precision="bf16" if options.dtype == "bf16" else "no",
     )  # fmt: skip
-    trainer = Trainer(DMD2(teacher, method, roles=Roles(mode="full")), train, training_data(teacher))
+    trainer = Trainer(DMD2(teacher, method, roles=Roles(mode=options.roles, rank=options.rank)), train, training_data(teacher))
     trainer.tracker = Tracker(Path(folder), [])
     steps = iter(range(10**9))
 
