@@ -73,7 +73,11 @@ def build(options: argparse.Namespace) -> Callable[[], None]:
         train_batch_size=BATCH, adam_weight_decay=0.01, ema_decay=0.0, device="cpu", output_dir=folder,
         mixed_precision="bf16" if options.dtype == "bf16" else "no",
     )  # fmt: skip
-    trainer = Trainer(DMD2(teacher, method, roles=Roles(mode=options.roles, rank=options.rank)), train, training_data(teacher))
+    trainer = Trainer(
+        DMD2(teacher, method, roles=Roles(mode=options.roles, rank=options.rank)),
+        train,
+        training_data(teacher),
+    )
     trainer.tracker = Tracker(Path(folder), [])
     steps = iter(range(10**9))
 
