@@ -11,17 +11,21 @@ from stepdistill.typing import Logits
 
 
 class TokenHead(nn.Module):
-    """One logit from tokens (B, N, C): a small MLP on every token, averaged over the tokens."""
+    """One logit from tokens (B, N, C): a small MLP on every token, averaged over the tokens.
+
+    The norm has no gain of its own, as the layer behind it has one; the last layer is linear, so it comes after the average.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, 1)
+            nn.LayerNorm(channels, elementwise_affine=False), nn.Linear(channels, width), nn.SiLU()
         )
+        self.last = nn.Linear(width, 1)
 
     def forward(self, features: Tensor) -> Logits:
         """Logits, shape (B,)."""
-        return self.layers(features).mean(dim=(1, 2))
+        return self.last(self.layers(features).mean(dim=1)).squeeze(1)
 
 
 class MapHead(nn.Module):
@@ -30,17 +34,17 @@ class MapHead(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.GroupNorm(1, channels),
+            nn.GroupNorm(1, channels, affine=False),
             nn.Conv2d(channels, width, kernel_size=3, padding=1),
             nn.SiLU(),
             nn.Conv2d(width, width, kernel_size=3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, 1, kernel_size=1),
         )
+        self.last = nn.Linear(width, 1)
 
     def forward(self, features: Tensor) -> Logits:
         """Logits, shape (B,)."""
-        return self.layers(features).mean(dim=(1, 2, 3))
+        return self.last(self.layers(features).mean(dim=(2, 3))).squeeze(1)
 
 
 class DiscriminatorHeads(nn.Module):
