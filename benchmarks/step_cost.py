@@ -50,9 +50,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="cycles of each side")
     parser.add_argument("--no-gan", dest="gan", action="store_false")
     parser.add_argument("--num-steps", type=int, default=1, help="network calls of the student per sample")
-    parser.add_argument("--roles", choices=["full", "shared"], default="full", help="ours: copies, or LoRA on one backbone")
+    parser.add_argument(
+        "--roles", choices=["full", "shared"], default="full", help="ours: copies, or LoRA on one backbone"
+    )
     parser.add_argument("--rank", type=int, default=64, help="ours: of the adapters")
-    parser.add_argument("--head-width", type=int, default=2032, help="ours: 2032 has the peer's number of parameters")
+    parser.add_argument(
+        "--head-width", type=int, default=2032, help="ours: 2032 has the peer's number of parameters"
+    )
     parser.add_argument("--dtype", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
