@@ -26,6 +26,7 @@ from stepdistill.training.checkpoint import (
     save_checkpoint,
 )
 from stepdistill.training.ema import EMA
+from stepdistill.training.pretrain_optim import build_optimizers
 from stepdistill.training.pretrain_recipe import Budget, PretrainRecipe, load_pretrain_recipe
 
 logger = logging.getLogger(__name__)
@@ -74,13 +75,7 @@ class Pretrainer:
     def __init__(self, stage: Stage, budget: Budget, run_dir: Path) -> None:
         self.stage, self.budget, self.run_dir = stage, budget, run_dir
         self.parameters = [p for p in stage.networks.parameters() if p.requires_grad]
-        matrices = [p for p in self.parameters if p.ndim > 1]
-        vectors = [p for p in self.parameters if p.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": budget.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=budget.learning_rate, betas=budget.betas, fused=True)
+        self.optimizers = build_optimizers(stage.networks, budget)
         self.ema = EMA(self.parameters, budget.ema_decay)
         self.step = 0
         self.seconds = 0.0
@@ -92,7 +87,8 @@ class Pretrainer:
             return
         tensors, state = load_checkpoint(folder)
         self.stage.networks.load_state_dict(tensors["networks"])
-        load_optimizer_tensors(self.optimizer, tensors["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            load_optimizer_tensors(optimizer, tensors[name])
         self.ema.load_state_dict(tensors["ema"])
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         logger.info("resumed at step %d", self.step)
@@ -101,8 +97,8 @@ class Pretrainer:
         """Write a checkpoint of everything that the next step depends on."""
         tensors = {
             "networks": dict(self.stage.networks.state_dict()),
-            "optimizer": optimizer_tensors(self.optimizer),
             "ema": self.ema.state_dict(),
+            **{name: optimizer_tensors(optimizer) for name, optimizer in self.optimizers.items()},
         }
         save_checkpoint(self.run_dir, self.step, tensors, {"seconds": self.seconds}, keep=2)
 
@@ -124,14 +120,16 @@ class Pretrainer:
 
     def update(self) -> dict[str, Tensor]:
         """One optimiser step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.budget.learning_rate * learning_rate_factor(self.step, self.budget)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.budget.learning_rate * learning_rate_factor(self.step, self.budget)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.budget.mixed_precision == "bf16"):
             loss, logs = self.stage.loss(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.stage.networks.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.budget.max_grad_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         self.ema.update()
         self.step += 1
         return {"loss": loss, "grad_norm": norm, **logs}

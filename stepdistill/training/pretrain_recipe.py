@@ -24,10 +24,15 @@ class Scenes(Section):
 
 
 class Budget(Section):
-    """Optimisation: AdamW with a warm-up and a cosine to zero, and an average of the weights that is what is exported."""
+    """Optimisation: a warm-up, a cosine to zero, and an average of the weights that is what is exported.
+
+    Attributes:
+        optimizer: `muon` moves hidden matrices by Muon and the rest by AdamW, all at the same learning rate.
+    """
 
     max_train_steps: int = Field(ge=1)
     batch_size: int = Field(default=64, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
