@@ -33,7 +33,7 @@ What each side does (the student's network calls, the noise levels, the head's s
   ours  The training loop is the product's: drawing the batch, both losses, clipping every player, the finite check, the optimiser
         and the logged sums. The critic turn that follows a student turn learns on that turn's samples instead of drawing its own.
         Teacher with guidance: one call on the doubled batch. GAN: features at a time of their own, up to the tapped block only.
-        The head is a token MLP with the same number of parameters; its multiplications are 4 times the peer's.
+        The head has the same number of parameters, most of them behind its average over the tokens.
   peer  Its model's training step, backward, gradient clipping callback (NaN scan, student only), optimisers and schedulers, as its
         trainer calls them; a fixed batch; the callbacks that need a GPU or a network (statistics, wandb) are left out. Every critic
         turn makes its own samples. Guidance: two calls. GAN: features from the teacher's whole call, which keeps its graph.
@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rank", type=int, default=64, help="ours: of the adapters")
     parser.add_argument(
-        "--head-width", type=int, default=2032, help="ours: 2032 has the peer's number of parameters"
+        "--head-width", type=int, default=606, help="ours: 606 has the peer's number of parameters"
     )
     parser.add_argument("--dtype", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--json", type=Path, help="also write the figures here")

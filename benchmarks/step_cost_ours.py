@@ -25,9 +25,6 @@ from stepdistill.training.tracking import Tracker
 from stepdistill.training.trainer import Trainer
 from stepdistill.typing import Latents, Times
 
-HEAD_WIDTH = 2032
-"""Gives the token head the peer's number of parameters, 0.52M."""
-
 
 class Network(Denoiser):
     """The bare transformer: no pipeline around it."""

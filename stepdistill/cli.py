@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,6 +138,36 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 @app.command()
+def bench(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(help="recipes; default: all emoji recipes that ship", metavar="[RECIPE]..."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="where runs and leaderboard go; rerunning goes on there")] = Path(
+        "runs/bench"
+    ),
+    minutes: Annotated[float, typer.Option(help="of training for each recipe", min=0.05)] = 20.0,
+    n: Annotated[int, typer.Option(help="images per row", min=16)] = 2000,
+    seed: Annotated[int, typer.Option(help="of every run")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="less than a minute each and few images: shows that it runs")
+    ] = False,
+) -> None:
+    """Train recipes at one equal budget and compare what comes out: table, plot and page.
+
+    [dim]stepdistill bench recipes/emoji_dmd2_demo.yaml recipes/emoji_lcm_4step.yaml --minutes 20[/dim]
+    """
+    from stepdistill.assets import resolve_path
+    from stepdistill.bench import QUICK, BenchBudget, run_bench
+
+    chosen = recipes or [str(path) for path in sorted(resolve_path("recipes").glob("emoji_*.yaml"))]
+    failed = run_bench(chosen, out, QUICK if quick else BenchBudget(minutes, n, seed))
+    console.print((out / "leaderboard.md").read_text(), highlight=False, soft_wrap=True)
+    if failed:
+        raise UserError(f"these recipes failed, their messages are above: {', '.join(failed)}")
+
+
+@app.command()
 def methods(as_json: AsJson = False) -> None:
     """List the methods: paper, what they need, how far they are proved."""
     from stepdistill.distillers import method_table
@@ -205,6 +236,9 @@ def main() -> None:
     from stepdistill.export import ExportError
     from stepdistill.training.interrupt import RunInterruptedError
 
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # it warns of image processors that nothing here uses
     try:
         app()
     except UserError as error:

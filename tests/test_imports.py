@@ -18,6 +18,7 @@ LAYERS = [
     {"distillers", "testing"},
     {"data", "metrics", "export"},
     {"training", "doctor"},
+    {"bench"},
     {"cli", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

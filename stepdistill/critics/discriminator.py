@@ -11,21 +11,22 @@ from stepdistill.typing import Logits
 
 
 class TokenHead(nn.Module):
-    """One logit from tokens (B, N, C): a small MLP on every token, averaged over the tokens.
+    """One logit from tokens (B, N, C): a layer on every token, the average over tokens, a small MLP on that.
 
-    The norm has no gain of its own, as the layer behind it has one; the last layer is linear, so it comes after the average.
+    Most of its parameters come after the average, where they are multiplied once per image and not once per token. The norm has
+    no gain of its own, as the layer behind it has one.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
+        self.per_token = nn.Sequential(
             nn.LayerNorm(channels, elementwise_affine=False), nn.Linear(channels, width), nn.SiLU()
         )
-        self.last = nn.Linear(width, 1)
+        self.per_image = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
 
     def forward(self, features: Tensor) -> Logits:
         """Logits, shape (B,)."""
-        return self.last(self.layers(features).mean(dim=1)).squeeze(1)
+        return self.per_image(self.per_token(features).mean(dim=1)).squeeze(1)
 
 
 class MapHead(nn.Module):

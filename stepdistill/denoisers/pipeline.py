@@ -55,6 +55,16 @@ class PipelineDenoiser(Denoiser):
             part.device for name, part in parts if name.startswith("text_encoder") and part is not None
         )
 
+    def place_encoders(self, *, text: torch.device, images: torch.device) -> None:
+        """Put the text encoders and the autoencoder on these devices, in place, for all roles.
+
+        They need not be where the network is: after the prompts are embedded, text encoders only take memory there.
+        """
+        for name, part in self.pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name != self.network_name:
+                part.to(text if name.startswith("text_encoder") else images)
+        self._vae = None
+
     # Prompts
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 
 from stepdistill.data.source import TrainingData, prepare_data
 from stepdistill.denoisers import Denoiser, load_teacher
+from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Distiller
 from stepdistill.errors import UserError
 from stepdistill.export import export
@@ -19,7 +20,7 @@ from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 from stepdistill.training.ema import EMA
 from stepdistill.training.recipe import Recipe, load_recipe
 from stepdistill.training.scoring import EmojiScorer, evaluate_run
-from stepdistill.training.trainer import Trainer
+from stepdistill.training.trainer import Trainer, training_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_CARD_PROMPTS = 4
@@ -37,6 +38,7 @@ def distill(recipe: Recipe) -> Path:
     trainer.fit()
     if not trainer.is_main:
         return run_dir
+    place_encoders(trainer.distiller.teacher, text=trainer.device, images=trainer.device)
     with trainer.student_average():
         results = (
             evaluate_run(trainer.distiller, recipe, run_dir) if recipe.validation.num_evaluated else None
@@ -50,6 +52,12 @@ def build_distiller(recipe: Recipe) -> Distiller:
     """Teacher and method of a recipe."""
     teacher = load_teacher(recipe.model.pretrained_model_name_or_path, dtype=DTYPES[recipe.model.dtype])
     return recipe.distiller_class(teacher, recipe.distiller_config, roles=recipe.roles)
+
+
+def place_encoders(teacher: Denoiser, *, text: torch.device, images: torch.device) -> None:
+    """Put text encoders and autoencoder of a pipeline where they are needed next; a GPU is fast at embedding and decoding."""
+    if isinstance(teacher, PipelineDenoiser):
+        teacher.place_encoders(text=text, images=images)
 
 
 def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
@@ -73,11 +81,14 @@ def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
 
 def build_trainer(recipe: Recipe) -> Trainer:
     """Everything that `fit` needs."""
-    distiller = build_distiller(recipe)
+    distiller, device = build_distiller(recipe), training_device(recipe.train)
+    place_encoders(distiller.teacher, text=device, images=device)
+    data = build_data(recipe, distiller.teacher)
+    place_encoders(distiller.teacher, text=torch.device("cpu"), images=device)
     return Trainer(
         distiller,
         recipe.train,
-        build_data(recipe, distiller.teacher),
+        data,
         validation=recipe.validation,
         report_to=recipe.track.report_to,
         scorer=EmojiScorer() if recipe.validation.num_scored else None,

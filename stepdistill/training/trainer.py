@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import AutocastKwargs, KwargsHandler
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from stepdistill.training.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from stepdistill.training.cost import CostMeter
 from stepdistill.training.ema import EMA
 from stepdistill.training.interrupt import InterruptGuard, RunInterruptedError
 from stepdistill.training.optim import build_optimizer, rate_factor
@@ -83,6 +85,7 @@ class Trainer:
         self.validation, self.report_to, self.scorer = validation, list(report_to), scorer
         self.num_skipped = 0
         self.best_score = math.inf
+        self.cost = CostMeter([distiller.teacher, *distiller.networks().values()])
 
     def fit(self) -> None:
         """Train to `max_train_steps`, from the latest checkpoint where there is one.
@@ -102,13 +105,16 @@ class Trainer:
             if start == 0:
                 self.validate(0)
             for step in range(start, self.config.max_train_steps):
-                self.run_step(step)
+                with self.cost.counted():
+                    self.run_step(step)
                 bar.advance()
                 self.after_step(step + 1, bar)
                 if any_process(guard.requested, self.device):
                     self.save(step + 1)
                     raise RunInterruptedError(f"stopped at step {step + 1}; the same command resumes there")
         self.save(self.config.max_train_steps)
+        if self.is_main:
+            (self.run_dir / "cost.json").write_text(json.dumps(self.cost.record(), indent=1) + "\n")
         self.tracker.close()
 
     @property
@@ -228,7 +234,11 @@ class Trainer:
             optimizers = {
                 f"optimizer_{turn}": optimizer_tensors(opt) for turn, opt in self.optimizers.items()
             }
-            state = {"num_skipped": self.num_skipped, "best_score": self.best_score}
+            state = {
+                "num_skipped": self.num_skipped,
+                "best_score": self.best_score,
+                "cost": self.cost.state(),
+            }
             tensors = {**self.distiller.state(), **optimizers, "ema": self.ema.state_dict()}
             save_checkpoint(self.run_dir, step, tensors, state, keep=self.config.checkpoints_total_limit)
         barrier()
@@ -251,7 +261,26 @@ class Trainer:
                 "choose another train.output_dir or set train.resume_from_checkpoint=null"
             ) from error
         self.num_skipped, self.best_score = state["num_skipped"], float(state["best_score"])
+        self.cost.load_state(state["cost"])
         return int(state["step"])
+
+
+def training_device(config: TrainConfig) -> torch.device:
+    """Where this process trains.
+
+    Raises:
+        UserError: a device is asked for that is not there.
+    """
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"train.device={config.device}, but torch sees no CUDA device; use train.device=cpu or auto"
+        )
+    return PartialState(cpu=is_on_cpu(config)).device
+
+
+def is_on_cpu(config: TrainConfig) -> bool:
+    """Whether the recipe asks for the CPU, or there is nothing else."""
+    return config.device == "cpu" or not torch.cuda.is_available()
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -260,15 +289,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         UserError: a device is asked for that is not there.
     """
-    wants_gpu = config.device.startswith("cuda")
-    if wants_gpu and not torch.cuda.is_available():
-        raise UserError(
-            f"train.device={config.device}, but torch sees no CUDA device; use train.device=cpu or auto"
-        )
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    training_device(config)
     precision = config.mixed_precision
     if precision == "auto":
-        precision = "no" if cpu else "bf16"
+        precision = "no" if is_on_cpu(config) else "bf16"
     # Without the cache: a weight cast under no_grad would be reused, without its graph, in the forward that needs the gradient.
     handlers: list[KwargsHandler] = [AutocastKwargs(cache_enabled=False)]
-    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
+    return Accelerator(cpu=is_on_cpu(config), mixed_precision=precision, kwargs_handlers=handlers)

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.denoisers import load_teacher
+from stepdistill.denoisers import Roles, load_teacher
 from stepdistill.guidance import Guidance, guide
 from stepdistill.prediction import from_x0_eps
 from stepdistill.sampler import StudentSampler
@@ -179,3 +179,16 @@ def test_one_row_of_conditioning_serves_the_batch(teacher, state):
         one = teacher(x_t, t, cond[:1])
         three = teacher(x_t, t, Conditioning.cat([cond[:1]] * 3))
     assert torch.equal(one.x0, three.x0)
+
+
+def test_encoders_are_placed_apart_from_the_network(teacher):
+    away, here = torch.device("meta"), torch.device("cpu")
+    student = teacher.role("student", Roles(rank=2))
+    teacher.place_encoders(text=away, images=here)
+    parts = student.pipe.components
+    encoders = [name for name, part in parts.items() if name.startswith("text_encoder") and part is not None]
+    assert {parts[name].device for name in encoders} == {away}
+    assert teacher.text_device == away
+    assert teacher.vae.device == teacher.device == here
+    teacher.place_encoders(text=away, images=away)
+    assert teacher.vae.device == away

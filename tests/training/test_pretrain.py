@@ -13,13 +13,15 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
+from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepdistill.assets import asset_path
 from stepdistill.errors import UserError
 from stepdistill.training.pretrain import pretrain
 from stepdistill.training.pretrain_autoencoder import standardised
-from stepdistill.training.pretrain_recipe import load_pretrain_recipe
+from stepdistill.training.pretrain_optim import FlattenedMuon, build_optimizers
+from stepdistill.training.pretrain_recipe import Budget, load_pretrain_recipe
 from stepdistill.training.pretrain_sd3 import RepeatedLastToken
 
 STAGES = ("autoencoder", "clip", "sd", "sd3")
@@ -99,18 +101,22 @@ def test_the_exports_load_in_stock_libraries(trained: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["autoencoder", "clip", "sd"])
-def test_a_resumed_run_is_the_uninterrupted_one(trained: Path, tmp_path: Path, stage: str) -> None:
-    recipe = trained / f"{stage}.yaml"
+@pytest.mark.parametrize(
+    ("stage", "optimizer"), [("autoencoder", "adamw"), ("clip", "adamw"), ("sd", "adamw"), ("sd", "muon")]
+)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    trained: Path, tmp_path: Path, stage: str, optimizer: str
+) -> None:
+    recipe, chosen = trained / f"{stage}.yaml", f"train.optimizer={optimizer}"
     if stage == "clip":
         shutil.copytree(trained / "clip/tokenizer", tmp_path / "whole/tokenizer")
         shutil.copytree(trained / "clip/tokenizer", tmp_path / "resumed/tokenizer")
-    pretrain(recipe, [f"output_dir={tmp_path / 'whole'}"])
+    pretrain(recipe, [f"output_dir={tmp_path / 'whole'}", chosen])
     resumed = tmp_path / "resumed"
-    pretrain(recipe, [f"output_dir={resumed}"])
+    pretrain(recipe, [f"output_dir={resumed}", chosen])
     (resumed / "checkpoints" / "latest").write_text("step_2")
-    pretrain(recipe, [f"output_dir={resumed}"])
-    for name in ("networks", "optimizer", "ema"):
+    pretrain(recipe, [f"output_dir={resumed}", chosen])
+    for name in ("networks", "optimizer", "ema", *(["muon"] if optimizer == "muon" else [])):
         file = f"checkpoints/step_3/{name}.safetensors"
         ours, whole = load_file(resumed / file), load_file(tmp_path / "whole" / file)
         assert all(torch.equal(ours[key], value) for key, value in whole.items())
@@ -127,6 +133,19 @@ def test_a_run_starts_from_an_export(trained: Path, tmp_path: Path, stage: str) 
         ours, theirs = load_file(tmp_path / "export" / file.relative_to(before)), load_file(file)
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value, atol=2e-3, rtol=2e-3)
+
+
+def test_every_weight_has_one_optimiser() -> None:
+    networks = nn.ModuleDict(
+        {"conv_in": nn.Conv2d(2, 4, 3), "hidden": nn.Conv2d(4, 4, 3), "token_embedding": nn.Embedding(5, 4)}
+    )
+    optimizers = build_optimizers(networks, Budget(max_train_steps=1, optimizer="muon"))
+    muon = optimizers["muon"]
+    assert isinstance(muon, FlattenedMuon)
+    assert [id(weight) for weight in muon.weights] == [id(networks["hidden"].weight)]
+    by_adamw = {id(p) for group in optimizers["optimizer"].param_groups for p in group["params"]}
+    assert by_adamw == {id(p) for p in networks.parameters()} - {id(networks["hidden"].weight)}
+    assert set(build_optimizers(networks, Budget(max_train_steps=1))) == {"optimizer"}
 
 
 @torch.no_grad()

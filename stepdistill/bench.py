@@ -1,0 +1,134 @@
+"""The method benchmark: recipes at one equal budget and seed, and the leaderboard of what came out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepdistill.errors import UserError
+from stepdistill.metrics.leaderboard import Entry, write_leaderboard
+from stepdistill.metrics.measurements import Row
+from stepdistill.metrics.tables import RESULTS_NAME
+from stepdistill.training.recipe import Recipe, load_recipe
+
+PACE_STEPS = 20
+"""Iterations after which the pace of a recipe is known."""
+
+
+@dataclass(frozen=True)
+class BenchBudget:
+    """What every recipe gets.
+
+    Attributes:
+        minutes: of training; drawing and measuring come on top.
+        num_images: per row of the leaderboard.
+        seed: of all runs.
+    """
+
+    minutes: float = 20.0
+    num_images: int = 2000
+    seed: int = 0
+
+
+QUICK = BenchBudget(minutes=0.75, num_images=250)
+"""Enough to see that everything runs, not to judge a method."""
+
+
+def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[str]:
+    """Run what is not there yet, then write the leaderboard; returns the names of the runs that failed.
+
+    Each recipe is a process of its own, so that its peak memory is its own; rerunning goes on where the last attempt
+    stopped, in the middle of a run too.
+
+    Raises:
+        UserError: a recipe cannot be read, or two have the same name.
+    """
+    resolved = {Path(recipe).stem: load_recipe(recipe) for recipe in recipes}
+    if len(resolved) < len(recipes):
+        raise UserError("two of the recipes have the same file name; rename one, as it names the run")
+    failed = []
+    for name, recipe in zip(resolved, recipes, strict=True):
+        run_dir = out / name
+        if (run_dir / RESULTS_NAME).exists():
+            continue
+        steps = steps_within(recipe, budget, run_dir)
+        if steps is None or not start_run(recipe, run_dir, final_overrides(budget, steps)):
+            failed.append(name)
+    entries = [
+        read_entry(name, recipe, out / name) for name, recipe in resolved.items() if name not in failed
+    ]
+    write_leaderboard(entries, out, title=f"{budget.minutes:g} minutes of training, seed {budget.seed}")
+    return failed
+
+
+def steps_within(recipe: str, budget: BenchBudget, run_dir: Path) -> int | None:
+    """The iterations that fit the budget, found by a short run once and kept in `pace.json`; None where that run fails."""
+    file = run_dir / "pace.json"
+    if not file.exists():
+        trial = run_dir / "pace"
+        overrides = [
+            f"train.max_train_steps={PACE_STEPS}", "train.resume_from_checkpoint=null", "validation.num_evaluated=0",
+            "validation.num_scored=0", "validation.prompts=[]", f"validation.every={PACE_STEPS + 1}",
+        ]  # fmt: skip
+        if not start_run(recipe, trial, overrides):
+            return None
+        cost = json.loads((trial / "cost.json").read_text())
+        seconds = cost["train_seconds"] / PACE_STEPS
+        file.write_text(json.dumps({"seconds_per_step": seconds, "minutes": budget.minutes}) + "\n")
+    pace = json.loads(file.read_text())
+    if pace["minutes"] != budget.minutes:
+        raise UserError(
+            f"{run_dir} was begun with {pace['minutes']:g} minutes per recipe; give --minutes {pace['minutes']:g}, or another --out"
+        )
+    return max(round(60 * budget.minutes / pace["seconds_per_step"]), 1)
+
+
+def final_overrides(budget: BenchBudget, steps: int) -> list[str]:
+    """What the benchmark sets in every recipe."""
+    return [
+        f"train.max_train_steps={steps}", f"train.seed={budget.seed}", f"train.checkpointing_steps={max(steps // 4, 1)}",
+        f"validation.every={max(steps // 2, 1)}", f"validation.num_evaluated={budget.num_images}",
+    ]  # fmt: skip
+
+
+def start_run(recipe: str, run_dir: Path, overrides: Sequence[str]) -> bool:
+    """`stepdistill distill` as a process; whether it went well.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped by a signal; its checkpoint is written.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "stepdistill",
+        "distill",
+        recipe,
+        f"train.output_dir={run_dir}",
+        *overrides,
+    ]
+    code = subprocess.run(command, check=False).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    return code == 0
+
+
+def read_entry(name: str, recipe: Recipe, run_dir: Path) -> Entry:
+    """The leaderboard's view of a finished run."""
+    rows = [Row.read(record) for record in _json(run_dir / RESULTS_NAME)["rows"]]
+    return Entry(
+        name=name,
+        method=recipe.method["name"],
+        teacher=recipe.model.pretrained_model_name_or_path,
+        rows=tuple(rows),
+        cost=_json(run_dir / "cost.json"),
+    )
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,154 @@
+"""The leaderboard of a benchmark: every student beside its teacher at the same steps, at full steps, and the floor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter
+
+from stepdistill.metrics.measurements import Row
+from stepdistill.metrics.plots import CYCLE, FAINT, STYLE, to_svg
+
+TITLES = (
+    "Model",
+    "Steps",
+    "Frechet distance",
+    "Prompt accuracy",
+    "Coverage",
+    "CLIP score",
+    "Training passes",
+    "Time",
+    "Memory",
+)
+"""Columns of the table."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished run.
+
+    Attributes:
+        name: of the recipe.
+        method: recipe name of the method.
+        teacher: path or hub id of the teacher.
+        rows: of its results.json.
+        cost: its cost.json: network_passes, train_seconds, peak_memory_mib.
+    """
+
+    name: str
+    method: str
+    teacher: str
+    rows: tuple[Row, ...]
+    cost: Mapping[str, float]
+
+    @property
+    def student(self) -> Row:
+        """The row of what was trained."""
+        return next(row for row in self.rows if row.model == "student")
+
+    @property
+    def others(self) -> tuple[Row, ...]:
+        """Teacher and floor rows."""
+        return tuple(row for row in self.rows if row.model != "student")
+
+
+def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> None:
+    """Write `leaderboard.json`, `leaderboard.md` and `leaderboard.html` into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    groups = {
+        teacher: [e for e in entries if e.teacher == teacher]
+        for teacher in dict.fromkeys(e.teacher for e in entries)
+    }
+    document = {"schema": 1, "title": title, "entries": [asdict(entry) for entry in entries]}
+    (out / "leaderboard.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    parts = [f"## {teacher}\n\n{markdown(group)}" for teacher, group in groups.items()]
+    (out / "leaderboard.md").write_text(f"# {title}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    source = (files("stepdistill.metrics") / "templates/leaderboard.html.j2").read_text(encoding="utf-8")
+    sections = [
+        {"teacher": teacher, "lines": lines(group), "figure": quality_figure(group)}
+        for teacher, group in groups.items()
+    ]
+    page = environment.from_string(source).render(title=title, titles=TITLES, sections=sections)
+    (out / "leaderboard.html").write_text(page, encoding="utf-8")
+
+
+def lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Cells of one teacher's table: floor, teacher by falling steps, then students by steps and distance."""
+    references = {(row.model, row.steps): row for entry in entries for row in entry.others}
+    ordered = sorted(references.values(), key=lambda row: (row.model != "floor", -(row.steps or 0)))
+    table: list[dict[str, Any]] = [
+        {"kind": row.model, "cells": [reference_name(row), *quality(row), "", "", ""]} for row in ordered
+    ]
+    for entry in sorted(entries, key=lambda e: (e.student.steps or 0, e.student.frechet_distance or 0.0)):
+        spent = [
+            f"{entry.cost['network_passes'] / 1e3:.0f}k",
+            f"{entry.cost['train_seconds'] / 60:.1f} min",
+            f"{entry.cost['peak_memory_mib']:.0f} MiB",
+        ]
+        table.append({"kind": "student", "cells": [entry.name, *quality(entry.student), *spent]})
+    return table
+
+
+def reference_name(row: Row) -> str:
+    """Name of a row that is no student's.
+
+    >>> reference_name(Row("teacher", steps=2, guidance_scale=2.0, sampler="DDIM trailing"))
+    'teacher, guidance 2, DDIM trailing'
+    """
+    if row.model == "floor":
+        return "real pictures"
+    guidance = "" if row.guidance_scale is None else f", guidance {row.guidance_scale:g}"
+    return f"{row.model}{guidance}" + (f", {row.sampler}" if row.sampler else "")
+
+
+def quality(row: Row) -> list[str]:
+    """The measured cells of a row; empty where nothing was measured."""
+    forms = (
+        ("steps", "{:d}"),
+        ("frechet_distance", "{:.2f}"),
+        ("prompt_accuracy", "{:.1%}"),
+        ("coverage", "{:.1%}"),
+        ("clip_score", "{:.2f}"),
+    )
+    return ["" if getattr(row, key) is None else form.format(getattr(row, key)) for key, form in forms]
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    """The table as Markdown."""
+    body = ["| " + " | ".join(line["cells"]) + " |" for line in lines(entries)]
+    return "\n".join(["| " + " | ".join(TITLES) + " |", "|---|" + "---:|" * (len(TITLES) - 1), *body])
+
+
+def quality_figure(entries: Sequence[Entry]) -> str:
+    """Frechet distance over steps, a line for each method and one for the teacher, as SVG."""
+    series: dict[str, set[tuple[int, float]]] = {}
+    for entry in entries:
+        for name, row in [(entry.method, entry.student), *(("teacher", each) for each in entry.others)]:
+            if row.steps and row.frechet_distance is not None:
+                series.setdefault(name, set()).add((row.steps, row.frechet_distance))
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    with rc_context(STYLE):
+        axes = figure.add_subplot()
+        for order, (name, points) in enumerate(sorted(series.items())):
+            steps, values = zip(*sorted(points), strict=True)
+            colour = FAINT if name == "teacher" else CYCLE[order % len(CYCLE)]
+            axes.plot(steps, values, color=colour, marker="o", markersize=4, label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        ticks = sorted({steps for points in series.values() for steps, _ in points})
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticklabels([str(tick) for tick in ticks])
+        axes.set_xlabel("steps")
+        axes.set_ylabel("Frechet distance")
+        axes.legend(fontsize=8)
+        return to_svg(figure)

@@ -1,0 +1,77 @@
+"""What training has cost: network passes and peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from stepdistill.denoisers.base import Denoiser
+
+
+class CostMeter:
+    """Counts the samples that go forward through the networks of a run (a guided call twice), and the seconds.
+
+    Only what happens within `counted` counts. Backward passes do not, and a call that stops at a tapped layer counts as whole.
+
+    Args:
+        networks: teacher and roles; other modules among them (heads) do not count, and a network that roles share counts once.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        self.num_passes, self.seconds = 0, 0.0
+        self._is_counting = False
+        denoisers = [each for each in networks if isinstance(each, Denoiser)]
+        for network in {id(each): each for each in map(network_of, denoisers)}.values():
+            network.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Within the block passes and time count as training."""
+        started, self._is_counting = time.perf_counter(), True
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+            self._is_counting = False
+
+    def state(self) -> dict[str, float]:
+        """What a resumed run goes on from."""
+        return {"num_passes": self.num_passes, "seconds": self.seconds}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Put back what `state` gave."""
+        self.num_passes, self.seconds = int(state["num_passes"]), float(state["seconds"])
+
+    def record(self) -> dict[str, float]:
+        """The content of `cost.json`."""
+        return {
+            "network_passes": self.num_passes,
+            "train_seconds": round(self.seconds, 1),
+            "peak_memory_mib": round(peak_memory_mib()),
+        }
+
+    def _count(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._is_counting:
+            first = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+            self.num_passes += len(first)
+
+
+def network_of(denoiser: Denoiser) -> nn.Module:
+    """What is called for a pass: a denoiser's network, or the denoiser itself where it has none (closed forms)."""
+    network = denoiser._modules.get("network")
+    return denoiser if network is None else network
+
+
+def peak_memory_mib() -> float:
+    """The most memory this process has held so far: of the GPU where one is in use, else the resident set."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

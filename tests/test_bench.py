@@ -1,0 +1,122 @@
+"""The benchmark: one budget for all, nothing run twice, and a table whose numbers are the runs' own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepdistill import bench
+from stepdistill.bench import PACE_STEPS, BenchBudget, run_bench
+from stepdistill.errors import UserError
+from stepdistill.guidance import Guidance
+from stepdistill.metrics.leaderboard import Entry, lines, write_leaderboard
+from stepdistill.metrics.measurements import Row
+from stepdistill.schedule import FlowSchedule
+from stepdistill.testing.prompts import ComponentPrompts
+from stepdistill.testing.toys import MLPDenoiser
+from stepdistill.training.cost import CostMeter
+
+RECIPE = "recipes/emoji_dmd2_demo.yaml"
+FLOOR = Row("floor", frechet_distance=1.5, n=64)
+COST = {"network_passes": 12_345, "train_seconds": 60.0, "peak_memory_mib": 900}
+
+
+def rows(steps: int, distance: float) -> list[Row]:
+    teacher = Row("teacher", steps=50, frechet_distance=3.0, guidance_scale=2.0)
+    few = Row("teacher", steps=steps, frechet_distance=20.0, guidance_scale=2.0, sampler="Euler")
+    student = Row("student", steps=steps, frechet_distance=distance, prompt_accuracy=0.5)
+    return [FLOOR, teacher, few, student]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Sequence[str]]]:
+    """Runs that were asked for; each takes two seconds an iteration and writes what a real one writes."""
+    calls: list[tuple[Path, Sequence[str]]] = []
+
+    def run(recipe: str, run_dir: Path, overrides: Sequence[str]) -> bool:
+        calls.append((run_dir, overrides))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        cost = {**COST, "train_seconds": 2.0 * PACE_STEPS if run_dir.name == "pace" else 60.0}
+        (run_dir / "cost.json").write_text(json.dumps(cost))
+        if run_dir.name != "pace":
+            document = {"rows": [asdict(row) for row in rows(2, 5.0)]}
+            (run_dir / "results.json").write_text(json.dumps(document))
+        return "broken" not in recipe
+
+    monkeypatch.setattr(bench, "start_run", run)
+    return calls
+
+
+Started = list[tuple[Path, Sequence[str]]]
+
+
+def test_the_pace_turns_minutes_into_iterations(tmp_path: Path, started: Started) -> None:
+    assert run_bench([RECIPE], tmp_path, BenchBudget(minutes=1.0, num_images=32, seed=3)) == []
+    (trial, _), (run, overrides) = started
+    assert (trial, run) == (tmp_path / "emoji_dmd2_demo/pace", tmp_path / "emoji_dmd2_demo")
+    assert {"train.max_train_steps=30", "train.seed=3", "validation.num_evaluated=32"} <= set(overrides)
+
+
+def test_what_is_there_is_not_run_again(tmp_path: Path, started: Started) -> None:
+    for _ in range(2):
+        run_bench([RECIPE], tmp_path, BenchBudget(minutes=1.0))
+    assert len(started) == 2
+    (tmp_path / "emoji_dmd2_demo/results.json").unlink()
+    run_bench([RECIPE], tmp_path, BenchBudget(minutes=1.0))
+    assert len(started) == 3, "the pace is known"
+    (tmp_path / "emoji_dmd2_demo/results.json").unlink()
+    with pytest.raises(UserError, match="--minutes 1"):
+        run_bench([RECIPE], tmp_path, BenchBudget(minutes=2.0))
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_shown(tmp_path: Path, started: Started) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(Path(RECIPE).read_text())
+    assert run_bench([str(broken), RECIPE], tmp_path / "out", BenchBudget(minutes=1.0)) == ["broken"]
+    table = (tmp_path / "out/leaderboard.md").read_text()
+    assert "emoji_dmd2_demo" in table
+    assert "broken" not in table
+
+
+def test_two_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
+    twin = tmp_path / Path(RECIPE).name
+    twin.write_text(Path(RECIPE).read_text())
+    with pytest.raises(UserError, match="same file name"):
+        run_bench([RECIPE, str(twin)], tmp_path, BenchBudget())
+
+
+def test_the_table_has_each_reference_once_and_students_by_distance(tmp_path: Path) -> None:
+    entries = [
+        Entry(name, "dmd2", "assets/emoji-sd", tuple(rows(steps, distance)), COST)
+        for name, steps, distance in (("far", 2, 9.0), ("near", 2, 4.0), ("single", 1, 30.0))
+    ]
+    names = [line["cells"][0] for line in lines(entries)]
+    teachers = ["teacher, guidance 2", "teacher, guidance 2, Euler", "teacher, guidance 2, Euler"]
+    assert names == ["real pictures", *teachers, "single", "near", "far"]
+    write_leaderboard(entries, tmp_path, title="a <title>")
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert "a &lt;title&gt;" in page
+    assert "<svg" in page
+    assert (
+        "| near | 2 | 4.00 | 50.0% |  |  | 12k | 1.0 min | 900 MiB |"
+        in (tmp_path / "leaderboard.md").read_text()
+    )
+
+
+def test_passes_are_counted_per_sample_and_only_within_the_block() -> None:
+    toy = MLPDenoiser((2,), FlowSchedule(), prompts=ComponentPrompts(torch.full((2,), 0.5)))
+    meter = CostMeter([toy, toy, torch.nn.Linear(1, 1)])
+    x_t, t, cond = torch.zeros(3, 2), torch.full((3,), 0.5), toy.uncond(3)
+    toy(x_t, t, cond)
+    with meter.counted():
+        toy(x_t, t, cond)
+        toy(x_t, t, cond, guidance=Guidance(2.0, cond))
+    assert meter.num_passes == 9
+    other = CostMeter([])
+    other.load_state(meter.state())
+    assert other.record()["network_passes"] == 9
