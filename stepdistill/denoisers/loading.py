@@ -32,6 +32,7 @@ def load_teacher(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    prompt_arguments: Mapping[str, Any] | None = None,
 ) -> Denoiser:
     """The frozen denoiser of a pipeline folder, a hub id or a pipeline object (which is frozen in place).
 
@@ -39,6 +40,7 @@ def load_teacher(
         path_or_pipeline: what to load; `assets/...` names that are not on disk are the embedded ones.
         dtype: of the network and the text encoders; default float32, or as the pipeline object is.
         device: where to put it; default: the CPU, or where the pipeline object is.
+        prompt_arguments: see `PipelineDenoiser`.
     """
     if isinstance(path_or_pipeline, (str, Path)):
         pipeline = _load_pipeline(str(path_or_pipeline), dtype)
@@ -51,7 +53,7 @@ def load_teacher(
         if isinstance(component, nn.Module) and not is_shared(component):
             _refuse_foreign_adapters(name, component)
             component.requires_grad_(False).eval()
-    return family(pipeline)
+    return family(pipeline, **({"prompt_arguments": prompt_arguments} if prompt_arguments else {}))
 
 
 def absent_components(config: Mapping[str, Any]) -> dict[str, None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -14,23 +16,41 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.few_step import FewStep, flow_few_step, flow_shift, vp_few_step
 from stepdistill.denoisers.roles import merged_copy
+from stepdistill.errors import UserError
 from stepdistill.sampler import SamplerKind, StudentSampler
 from stepdistill.schedule import VPSchedule, schedule_from_scheduler
 from stepdistill.times import few_step_indices, shift_time
 from stepdistill.typing import Images, Latents, Times
 
+PromptArguments = Mapping[str, Any]
+NO_ARGUMENTS: PromptArguments = MappingProxyType({})
+
 
 class PipelineDenoiser(Denoiser):
     """The denoising network of a diffusers pipeline; the rest of the pipeline is referred to, never registered.
+
+    Args:
+        pipeline: the pipeline.
+        prompt_arguments: arguments of the pipeline's call that shape the prompt's embedding, such as `clip_skip`, or
+            `max_sequence_length` of an SD3 pipeline; they hold for teacher and student alike.
+
+    Raises:
+        UserError: the pipeline takes no such argument.
 
     A family sets `network_name`, `feature_layers`, `lora_targets`, and writes `forward_network` and `encode_rows`.
     """
 
     network_name: ClassVar[str]
 
-    def __init__(self, pipeline: DiffusionPipeline) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS) -> None:
         super().__init__()
         self.pipe = pipeline
+        self.prompt_arguments = dict(prompt_arguments)
+        known = inspect.signature(self.pipe.encode_prompt).parameters
+        if unknown := sorted(set(self.prompt_arguments) - set(known)):
+            raise UserError(
+                f"model.prompt_arguments: {type(pipeline).__name__} takes no '{unknown[0]}'; it takes {', '.join(known)}"
+            )
         self.network: Any = getattr(pipeline, self.network_name)
         self.schedule = schedule_from_scheduler(pipeline.scheduler)
         self.inference_dtype = self.dtype
@@ -165,7 +185,7 @@ class PipelineDenoiser(Denoiser):
 
     def call_arguments(self, sampler: StudentSampler) -> dict[str, Any]:
         """What a call of the stock pipeline needs beside the prompt, as plain JSON values."""
-        return {**self.few_step(sampler).arguments, "guidance_scale": 1.0}
+        return {**self.few_step(sampler).arguments, "guidance_scale": 1.0, **self.prompt_arguments}
 
     def pipeline(self, sampler: StudentSampler) -> DiffusionPipeline:
         """A stock pipeline with a merged copy of this role's network and the few-step scheduler.

@@ -8,7 +8,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.denoisers.pipeline import NO_ARGUMENTS, PipelineDenoiser, PromptArguments
 from stepdistill.typing import Latents, Times
 
 
@@ -24,8 +24,10 @@ class SD3Denoiser(PipelineDenoiser):
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     )
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
-        super().__init__(pipeline)
+    def __init__(
+        self, pipeline: StableDiffusion3Pipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS
+    ) -> None:
+        super().__init__(pipeline, prompt_arguments)
         depth = len(self.network.transformer_blocks)
         chosen = sorted({depth // 2, 2 * depth // 3})
         self.feature_layers = tuple(f"transformer_blocks.{i}" for i in chosen)
@@ -48,6 +50,7 @@ class SD3Denoiser(PipelineDenoiser):
             prompt_3=None,
             device=self.text_device,
             do_classifier_free_guidance=prompts is None,
+            **self.prompt_arguments,
         )
         tokens, pooled = (encoded[1], encoded[3]) if prompts is None else (encoded[0], encoded[2])
         return Conditioning({"tokens": tokens, "pooled": pooled})

@@ -33,7 +33,10 @@ class SDXLDenoiser(StableDiffusionDenoiser):
         No negative prompt is all zeros where the pipeline's `force_zeros_for_empty_prompt` says so.
         """
         encoded = self.pipe.encode_prompt(
-            prompts or [""], device=self.text_device, do_classifier_free_guidance=prompts is None
+            prompts or [""],
+            device=self.text_device,
+            do_classifier_free_guidance=prompts is None,
+            **self.prompt_arguments,
         )
         tokens, pooled = (encoded[1], encoded[3]) if prompts is None else (encoded[0], encoded[2])
         time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=tokens.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import StableDiffusionPipeline
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.denoisers.pipeline import NO_ARGUMENTS, PipelineDenoiser, PromptArguments
 from stepdistill.errors import UserError
 from stepdistill.prediction import Prediction
 from stepdistill.typing import Latents, Times
@@ -25,8 +25,10 @@ class StableDiffusionDenoiser(PipelineDenoiser):
     feature_layers = ("mid_block",)
     lora_targets = UNET_LORA_TARGETS
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        super().__init__(pipeline)
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS
+    ) -> None:
+        super().__init__(pipeline, prompt_arguments)
         kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
         if kind not in PREDICTIONS:
             raise UserError(
@@ -41,5 +43,7 @@ class StableDiffusionDenoiser(PipelineDenoiser):
 
     def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
         """CLIP's last hidden states."""
-        tokens, empty = self.pipe.encode_prompt(prompts or [""], self.text_device, 1, prompts is None)
+        tokens, empty = self.pipe.encode_prompt(
+            prompts or [""], self.text_device, 1, prompts is None, **self.prompt_arguments
+        )
         return Conditioning({"tokens": empty if prompts is None else tokens})

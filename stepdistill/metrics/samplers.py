@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
+from stepdistill.denoisers.pipeline import NO_ARGUMENTS
 from stepdistill.metrics.evaluator import Evaluator
 from stepdistill.metrics.generation import Generation
 from stepdistill.metrics.runner import Draws, RunOptions, measure_generation
@@ -58,6 +59,7 @@ def best_stock_sampler(
     evaluator: Evaluator,
     options: RunOptions,
     subset: int = 250,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> Generation:
     """The teacher at `steps` with the stock sampler (and guidance scale) of the lowest Frechet distance on a subset."""
     small = replace(evaluator, prompts=evaluator.prompts.first(min(subset, len(evaluator.prompts))))
@@ -72,6 +74,7 @@ def best_stock_sampler(
                 guidance_scale=scale,
                 scheduler=scheduler,
                 sampler=name,
+                arguments=arguments,
                 is_cached=True,
             )
             label = name if len(guidance_scales) == 1 else f"{name}, guidance {scale:g}"
@@ -95,6 +98,7 @@ def teacher_comparison(
     few_step_guidance: tuple[float, ...] | None = None,
     evaluator: Evaluator,
     options: RunOptions,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> dict[str, Generation]:
     """The three rows of every comparison: teacher at full steps, teacher at the student's steps at its best, student."""
     if student.steps is None:
@@ -105,8 +109,11 @@ def teacher_comparison(
         guidance_scales=few_step_guidance or (guidance_scale,),
         evaluator=evaluator,
         options=options,
+        arguments=arguments,
     )
-    full = Generation(teacher, "teacher", steps=steps, guidance_scale=guidance_scale, is_cached=True)
+    full = Generation(
+        teacher, "teacher", steps=steps, guidance_scale=guidance_scale, arguments=arguments, is_cached=True
+    )
     return {
         f"teacher {steps} steps": full,
         f"teacher {student.steps} steps": few,

@@ -31,6 +31,10 @@ class ModelConfig(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="precision of the frozen weights"
     )
+    prompt_arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the pipeline's call that shape the prompt's embedding: clip_skip, max_sequence_length (SD3)",
+    )
 
 
 class DataConfig(Section):

@@ -50,7 +50,12 @@ def distill(recipe: Recipe) -> Path:
 
 def build_distiller(recipe: Recipe) -> Distiller:
     """Teacher and method of a recipe."""
-    teacher = load_teacher(recipe.model.pretrained_model_name_or_path, dtype=DTYPES[recipe.model.dtype])
+    model = recipe.model
+    teacher = load_teacher(
+        model.pretrained_model_name_or_path,
+        dtype=DTYPES[model.dtype],
+        prompt_arguments=model.prompt_arguments,
+    )
     return recipe.distiller_class(teacher, recipe.distiller_config, roles=recipe.roles)
 
 
@@ -68,7 +73,7 @@ def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
         raise UserError(f"method.name={recipe.method['name']} needs real images: set data.images")
     return prepare_data(
         teacher,
-        model=recipe.model.pretrained_model_name_or_path,
+        model=f"{recipe.model.pretrained_model_name_or_path} {recipe.model.prompt_arguments or ''}".rstrip(),
         prompts=data.prompts,
         images=images,
         num_prompts=data.num_prompts,

@@ -72,6 +72,7 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
         generation,
         guidance_scale=distiller.config.guidance_scale if scale is None else scale,
         steps=recipe.validation.teacher_steps,
+        arguments=teacher.prompt_arguments,
         evaluator=evaluator,
         options=options,
     )

@@ -10,6 +10,9 @@ import torch
 from stepdistill.denoisers import FAMILIES, load_teacher
 from stepdistill.denoisers.loading import family_of
 from stepdistill.errors import UserError
+from stepdistill.rng import RandomStream
+from stepdistill.rollout import sample
+from stepdistill.sampler import StudentSampler
 from stepdistill.testing.tiny import tiny_pipeline
 
 
@@ -106,3 +109,25 @@ def test_loading_the_same_pipeline_twice_is_fine():
     student = load_teacher(pipe).role("student", Roles(rank=2))
     assert load_teacher(pipe).trainable_parameters() == []
     assert all(p.requires_grad for p in student.trainable_parameters())
+
+
+@torch.no_grad()
+def test_prompt_arguments_reach_the_embedding_and_the_call():
+    plain = load_teacher(tiny_pipeline("sd3"))
+    short = load_teacher(tiny_pipeline("sd3"), prompt_arguments={"max_sequence_length": 1})
+    lengths = [teacher.encode(["a cat"])["tokens"].shape[1] for teacher in (plain, short)]
+    assert lengths == [16 + 256, 16 + 1]
+    sampler = StudentSampler(short.few_step_times(2, "ode"), "ode")
+    arguments = short.call_arguments(sampler)
+    assert arguments["max_sequence_length"] == 1
+    assert "max_sequence_length" not in plain.call_arguments(sampler)
+    noise = torch.randn(1, *short.latent_shape(), generator=torch.Generator().manual_seed(0))
+    ours = sample(short, sampler, noise, short.encode(["a cat"]), RandomStream(0, 0, (0,)))
+    theirs = short.pipeline(sampler)(["a cat"], latents=noise, output_type="latent", **arguments).images
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * float(ours.abs().max()), rtol=0)
+
+
+def test_an_unknown_prompt_argument_is_named():
+    with pytest.raises(UserError, match=r"no 'max_sequence_length'; it takes .*clip_skip") as error:
+        load_teacher(tiny_pipeline("sd"), prompt_arguments={"max_sequence_length": 1})
+    one_line(error)
