@@ -17,10 +17,12 @@ _PUBLIC = {
     "stepdistill.distillers": ("METHODS",),
     "stepdistill.distillers.base": ("Batch", "Distiller", "Losses"),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
+    "stepdistill.distillers.distribution.swiftbrush": ("SwiftBrush",),
     "stepdistill.training.recipe": ("TrainConfig", "ValidationConfig", "load_recipe"),
     "stepdistill.training.trainer": ("Trainer",),
     "stepdistill.training.run": ("distill",),
     "stepdistill.export": ("apply_sampler", "export"),
+    "stepdistill.rewards": ("load_reward",),
     "stepdistill.errors": ("UserError",),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -41,10 +43,12 @@ if TYPE_CHECKING:
     from stepdistill.distillers.base import Distiller as Distiller
     from stepdistill.distillers.base import Losses as Losses
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2
+    from stepdistill.distillers.distribution.swiftbrush import SwiftBrush as SwiftBrush
     from stepdistill.errors import UserError as UserError
     from stepdistill.export import apply_sampler as apply_sampler
     from stepdistill.export import export as export
     from stepdistill.guidance import Guidance as Guidance
+    from stepdistill.rewards import load_reward as load_reward
     from stepdistill.rng import RandomStream as RandomStream
     from stepdistill.sampler import StudentSampler as StudentSampler
     from stepdistill.schedule import EDMSchedule as EDMSchedule

@@ -63,13 +63,14 @@ class TrainingData:
             size: samples in the whole step, over all processes and micro-batches.
         """
         device, positions = self.cond.device, [step * size + i for i in indices]
-        rows = rows_of(positions, count=len(self.cond), seed=seed, purpose="prompts").to(device)
+        rows = rows_of(positions, count=len(self.cond), seed=seed, purpose="prompts")
         batch = Batch(
-            cond=self.cond[rows],
+            cond=self.cond[rows.to(device)],
             uncond=self.uncond.expand(len(indices)),
             rng=RandomStream(seed, step, tuple(indices), device),
             step=step,
             shape=self.shape,
+            prompts=tuple(self.prompts[row] for row in rows.tolist()),
         )
         if self.latents is not None and self.latents_cond is not None:
             rows = rows_of(positions, count=len(self.latents), seed=seed, purpose="images").to(device)

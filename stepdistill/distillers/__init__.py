@@ -6,8 +6,12 @@ from typing import Any
 
 from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.distribution.dmd2 import DMD2
+from stepdistill.distillers.distribution.swiftbrush import SwiftBrush
 
-METHODS: dict[str, type[Distiller]] = {"dmd2": DMD2}
+METHODS: dict[str, type[Distiller]] = {
+    "dmd2": DMD2,
+    "swiftbrush": SwiftBrush,
+}
 """Recipe name of each method."""
 
 

@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 Turn = Literal["student", "critic"]
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Noises and where the teacher's guided ODE takes them; all fields have the same rows.
+
+    Attributes:
+        noise: standard normal, before the schedule's `prior_std`.
+        x0: the teacher's latents.
+        cond: the prompts' conditioning.
+    """
+
+    noise: Latents
+    x0: Latents
+    cond: Conditioning
+
+
 @dataclass
 class Batch:
     """What one turn works on. Rows are the same samples in every field.
@@ -41,6 +56,8 @@ class Batch:
         latents: real latents for the methods that use data, or None. They are other samples than the prompts.
         latents_cond: the conditioning of the real latents.
         samples: student samples made earlier in this step, for a later turn of the same step to reuse.
+        prompts: the texts behind `cond`, for rewards that read; empty where there are none.
+        pairs: noises with the teacher's images of them, or None. They are other samples than the prompts.
     """
 
     cond: Conditioning
@@ -51,10 +68,22 @@ class Batch:
     latents: Latents | None = None
     latents_cond: Conditioning | None = None
     samples: Latents | None = None
+    prompts: tuple[str, ...] = ()
+    pairs: Pairs | None = None
 
     def noise(self, purpose: str) -> Latents:
         """Standard normal noise of the latents' shape, (B, *shape)."""
         return self.rng.normal(purpose, self.shape)
+
+    def real(self) -> tuple[Latents, Conditioning]:
+        """Real latents with their conditioning.
+
+        Raises:
+            UserError: the recipe names no images.
+        """
+        if self.latents is None or self.latents_cond is None:
+            raise UserError("this method needs real latents: set data.images")
+        return self.latents, self.latents_cond
 
 
 @dataclass(frozen=True)
@@ -120,16 +149,19 @@ class Requirements:
     Attributes:
         latents: it needs real images.
         critic: it trains networks beside the student.
+        pairs: it needs noises with the teacher's images of them.
         predictions: the prediction types it can work with.
     """
 
     latents: bool = False
     critic: bool = False
+    pairs: bool = False
     predictions: tuple[str, ...] = ("x0", "eps", "v", "flow")
 
     def names(self) -> list[str]:
         """What is required, in words."""
-        return ["prompts", *(["real images"] if self.latents else []), *(["critic"] if self.critic else [])]
+        optional = {"real images": self.latents, "teacher pairs": self.pairs, "critic": self.critic}
+        return ["prompts", *(name for name, is_needed in optional.items() if is_needed)]
 
 
 class DistillerConfig(BaseModel):

@@ -15,6 +15,7 @@ from stepdistill.distillers.base import Distiller
 from stepdistill.errors import UserError
 from stepdistill.export import export
 from stepdistill.metrics.report import write_report
+from stepdistill.rewards import load_reward
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 from stepdistill.training.ema import EMA
 from stepdistill.training.recipe import Recipe, load_recipe
@@ -47,9 +48,11 @@ def distill(recipe: Recipe) -> Path:
 
 
 def build_distiller(recipe: Recipe) -> Distiller:
-    """Teacher and method of a recipe."""
+    """Teacher and method of a recipe, and the reward where it names one."""
     teacher = load_teacher(recipe.model.pretrained_model_name_or_path, dtype=DTYPES[recipe.model.dtype])
-    return recipe.distiller_class(teacher, recipe.distiller_config, roles=recipe.roles)
+    reward = recipe.method.get("reward")
+    options: dict[str, Any] = {} if reward is None else {"reward": load_reward(reward)}
+    return recipe.distiller_class(teacher, recipe.distiller_config, roles=recipe.roles, **options)
 
 
 def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
