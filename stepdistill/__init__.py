@@ -16,6 +16,7 @@ _PUBLIC = {
     "stepdistill.sampler": ("StudentSampler",),
     "stepdistill.distillers": ("METHODS",),
     "stepdistill.distillers.base": ("Batch", "Distiller", "Losses"),
+    "stepdistill.distillers.distribution.dmd": ("DMD",),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
     "stepdistill.distillers.distribution.swiftbrush": ("SwiftBrush",),
     "stepdistill.training.recipe": ("TrainConfig", "ValidationConfig", "load_recipe"),
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from stepdistill.distillers.base import Batch as Batch
     from stepdistill.distillers.base import Distiller as Distiller
     from stepdistill.distillers.base import Losses as Losses
+    from stepdistill.distillers.distribution.dmd import DMD as DMD
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2
     from stepdistill.distillers.distribution.swiftbrush import SwiftBrush as SwiftBrush
     from stepdistill.errors import UserError as UserError

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from stepdistill.distillers.base import Distiller
+from stepdistill.distillers.distribution.dmd import DMD
 from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.distillers.distribution.swiftbrush import SwiftBrush
 
 METHODS: dict[str, type[Distiller]] = {
+    "dmd": DMD,
     "dmd2": DMD2,
     "swiftbrush": SwiftBrush,
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from stepdistill.data.source import TrainingData, prepare_data
+from stepdistill.data.trajectories import Watch, teacher_pairs
 from stepdistill.denoisers import Denoiser, load_teacher
 from stepdistill.distillers.base import Distiller
 from stepdistill.errors import UserError
@@ -20,7 +22,7 @@ from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 from stepdistill.training.ema import EMA
 from stepdistill.training.recipe import Recipe, load_recipe
 from stepdistill.training.scoring import EmojiScorer, evaluate_run
-from stepdistill.training.trainer import Trainer
+from stepdistill.training.trainer import Trainer, build_accelerator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_CARD_PROMPTS = 4
@@ -55,13 +57,15 @@ def build_distiller(recipe: Recipe) -> Distiller:
     return recipe.distiller_class(teacher, recipe.distiller_config, roles=recipe.roles, **options)
 
 
-def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
-    """The embedded prompts and images of a recipe."""
+def build_data(recipe: Recipe, teacher: Denoiser, watch: Watch = iter) -> TrainingData:
+    """The embedded prompts and images of a recipe, and the teacher's pairs where it asks for them."""
     data = recipe.data
     images = data.images
     if images is None and recipe.distiller_class.requires.latents:
         raise UserError(f"method.name={recipe.method['name']} needs real images: set data.images")
-    return prepare_data(
+    if data.pairs.num == 0 and recipe.distiller_class.requires.pairs:
+        raise UserError(f"method.name={recipe.method['name']} needs pairs of the teacher: set data.pairs.num")
+    prepared = prepare_data(
         teacher,
         model=recipe.model.pretrained_model_name_or_path,
         prompts=data.prompts,
@@ -72,6 +76,38 @@ def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
         cache_dir=data.cache_dir,
         seed=recipe.train.seed,
     )
+    if data.pairs.num == 0:
+        return prepared
+    device = build_accelerator(recipe.train).device
+    teacher.to(device)
+    prepared = prepared.to(device)
+    pairs = teacher_pairs(
+        teacher,
+        prepared.cond,
+        prepared.uncond,
+        data.pairs,
+        seed=recipe.train.seed,
+        cache_dir=data.cache_dir,
+        watch=watch,
+    )
+    return replace(prepared, pairs=pairs)
+
+
+def precompute_pairs(recipe: Recipe, watch: Watch = iter) -> int:
+    """Compute the pairs that a recipe's training will read, and return how many there are.
+
+    What an earlier, stopped call has made is not made again.
+
+    Raises:
+        UserError: the recipe asks for no pairs, or does not say where to keep them.
+    """
+    if recipe.data.pairs.num == 0:
+        raise UserError("the recipe asks for no pairs; set data.pairs.num")
+    if recipe.data.cache_dir is None:
+        raise UserError("the recipe does not say where pairs are kept; set data.cache_dir")
+    teacher = load_teacher(recipe.model.pretrained_model_name_or_path, dtype=DTYPES[recipe.model.dtype])
+    pairs = build_data(recipe, teacher, watch).pairs
+    return 0 if pairs is None else len(pairs)
 
 
 def build_trainer(recipe: Recipe) -> Trainer:

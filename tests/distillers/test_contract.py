@@ -16,6 +16,7 @@ from stepdistill.testing import GaussianTeacher, tiny_pipeline
 
 # One line for each method: the options under which the contract is checked.
 CASES: dict[str, dict[str, Any]] = {
+    "dmd": {"regression": "pseudo_huber"},
     "dmd2": {"num_steps": 2},
     "swiftbrush": {"guidance_scale_max": 6.0, "reward": "brightness", "clip_threshold": 2.0},
 }
