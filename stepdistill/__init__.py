@@ -19,6 +19,7 @@ _PUBLIC = {
     "stepdistill.distillers.distribution.dmd": ("DMD",),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
     "stepdistill.distillers.distribution.swiftbrush": ("SwiftBrush",),
+    "stepdistill.distillers.preference.pso": ("PSO",),
     "stepdistill.training.recipe": ("TrainConfig", "ValidationConfig", "load_recipe"),
     "stepdistill.training.trainer": ("Trainer",),
     "stepdistill.training.run": ("distill",),
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from stepdistill.distillers.distribution.dmd import DMD as DMD
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2
     from stepdistill.distillers.distribution.swiftbrush import SwiftBrush as SwiftBrush
+    from stepdistill.distillers.preference.pso import PSO as PSO
     from stepdistill.errors import UserError as UserError
     from stepdistill.export import apply_sampler as apply_sampler
     from stepdistill.export import export as export

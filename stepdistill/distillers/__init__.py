@@ -8,10 +8,12 @@ from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.distribution.dmd import DMD
 from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.distillers.distribution.swiftbrush import SwiftBrush
+from stepdistill.distillers.preference.pso import PSO
 
 METHODS: dict[str, type[Distiller]] = {
     "dmd": DMD,
     "dmd2": DMD2,
+    "pso": PSO,
     "swiftbrush": SwiftBrush,
 }
 """Recipe name of each method."""
