@@ -18,6 +18,7 @@ _PUBLIC = {
     "stepdistill.distillers.base": ("Batch", "Distiller", "Losses"),
     "stepdistill.distillers.distribution.dmd": ("DMD",),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
+    "stepdistill.distillers.distribution.phased_dmd": ("PhasedDMD",),
     "stepdistill.distillers.distribution.swiftbrush": ("SwiftBrush",),
     "stepdistill.distillers.preference.pso": ("PSO",),
     "stepdistill.training.recipe": ("TrainConfig", "ValidationConfig", "load_recipe"),
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from stepdistill.distillers.base import Losses as Losses
     from stepdistill.distillers.distribution.dmd import DMD as DMD
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2
+    from stepdistill.distillers.distribution.phased_dmd import PhasedDMD as PhasedDMD
     from stepdistill.distillers.distribution.swiftbrush import SwiftBrush as SwiftBrush
     from stepdistill.distillers.preference.pso import PSO as PSO
     from stepdistill.errors import UserError as UserError

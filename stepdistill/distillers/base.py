@@ -56,6 +56,7 @@ class Batch:
         latents: real latents for the methods that use data, or None. They are other samples than the prompts.
         latents_cond: the conditioning of the real latents.
         samples: student samples made earlier in this step, for a later turn of the same step to reuse.
+        estimates: the student's x0 behind `samples`, where those stop short of the data.
         prompts: the texts behind `cond`, for rewards that read; empty where there are none.
         pairs: noises with the teacher's images of them, or None. They are other samples than the prompts.
     """
@@ -68,6 +69,7 @@ class Batch:
     latents: Latents | None = None
     latents_cond: Conditioning | None = None
     samples: Latents | None = None
+    estimates: Latents | None = None
     prompts: tuple[str, ...] = ()
     pairs: Pairs | None = None
 
@@ -176,6 +178,11 @@ class DistillerConfig(BaseModel):
         description="the teacher's guidance while training: uncond + s (cond - uncond); 1.0 is off",
     )
 
+    @property
+    def num_experts(self) -> int:
+        """Networks that make up the student."""
+        return 1
+
 
 class Distiller(ABC):
     """A distillation method.
@@ -234,13 +241,19 @@ class Distiller(ABC):
     def after_student_update(self, step: int) -> None:
         """Called after each update of the student."""
 
+    def students(self) -> dict[str, Denoiser]:
+        """What is averaged, kept and exported: the student, by name; several where it is made of experts."""
+        return {"student": self.student}
+
     def networks(self) -> dict[str, nn.Module]:
         """The trained networks by name."""
-        return {"student": self.student}
+        return dict(self.students())
 
     def players(self) -> dict[Turn, list[nn.Parameter]]:
         """The parameters each turn updates."""
-        return {"student": self.student.trainable_parameters()}
+        return {
+            "student": [p for student in self.students().values() for p in student.trainable_parameters()]
+        }
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The trained tensors of each network; frozen weights are not in it."""

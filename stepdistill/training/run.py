@@ -181,9 +181,10 @@ def restore(run_dir: Path, *, which: Literal["last", "best"] = "last") -> tuple[
             f"'{run_dir}' holds no {which} checkpoint; run `stepdistill distill {run_dir}/recipe.yaml` first"
         )
     tensors, _ = load_checkpoint(folder)
-    distiller.student.load_role_state_dict(tensors["student"])
+    for name, student in distiller.students().items():
+        student.load_role_state_dict(tensors[name])
     if which == "last":
-        average = EMA(distiller.student.trainable_parameters(), recipe.train.ema_decay)
+        average = EMA(distiller.players()["student"], recipe.train.ema_decay)
         average.load_state_dict(tensors["ema"])
         average.write_to_parameters()
     return distiller, recipe

@@ -18,6 +18,7 @@ from stepdistill.testing import GaussianTeacher, tiny_pipeline
 CASES: dict[str, dict[str, Any]] = {
     "dmd": {"regression": "pseudo_huber"},
     "dmd2": {"num_steps": 2},
+    "phased_dmd": {"num_steps": 2},
     "pso": {"num_steps": 2, "reward": "brightness", "clip_range": None},
     "swiftbrush": {"guidance_scale_max": 6.0, "reward": "brightness", "clip_threshold": 2.0},
 }

@@ -28,7 +28,7 @@ from stepdistill.distillers.base import (
 )
 from stepdistill.guidance import Guidance
 from stepdistill.losses.score import denoising_error, dm_gradient, surrogate_loss
-from stepdistill.prediction import conditional_target
+from stepdistill.prediction import Prediction, conditional_target
 from stepdistill.rng import RandomStream
 from stepdistill.rollout import backward_simulation
 from stepdistill.sampler import StudentSampler
@@ -107,7 +107,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         rng = batch.rng.fork("student")
         x0 = self.sample_student(batch, rng)
         batch.samples = x0.detach()
-        handoff = Handoff(x0, self.student)
+        handoff = Handoff(x0, self.student_at(batch.step))
         terms, logs = self.match(handoff.leaf, batch, rng)
         return Losses(terms, self.weights(), logs, handoff)
 
@@ -126,8 +126,9 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         with torch.no_grad():
             x_t, t = self.renoise(x0, rng)
             real = self.teacher(x_t, t, batch.cond, guidance=self.guidance(batch)).x0
-            fake = self.fake_score(x_t, t, batch.cond, guidance=self.fake_guidance(batch)).x0
-            gradient = self.gradient(x0, real, fake, t)
+            fake_score = self.fake_score_at(batch.step)
+            fake = fake_score(x_t, t, batch.cond, guidance=self.fake_guidance(batch)).x0
+            gradient = self.gradient(x0 if batch.estimates is None else batch.estimates, real, fake, t)
         logs: Logs = {
             "latent_mean": x0.detach().mean(),
             "latent_std": x0.detach().std(),
@@ -138,15 +139,21 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
 
     def fit_critics(self, x0: Latents, batch: Batch, rng: RandomStream) -> tuple[Terms, Logs]:
         """The fake score's denoising loss on student samples (DMD eq. 6)."""
-        t, eps = rng.uniform("t"), rng.normal("eps", batch.shape).to(x0)
-        schedule, space = self.fake_score.schedule, self.config.critic_space
-        prediction = self.fake_score.prediction if space == "own" else space
-        out = self.fake_score(schedule.add_noise(x0, eps, t), t, self.critic_cond(batch, rng))
-        target = conditional_target(schedule, x0, eps, None, t, prediction)
-        error = denoising_error(schedule, prediction, out, target)
-        return {"fake_score": (self.critic_weight(t) * error).mean()}, {
-            "fake_score": PerTime(error.detach(), t)
-        }
+        fake_score, space = self.fake_score_at(batch.step), self.config.critic_space
+        prediction = fake_score.prediction if space == "own" else space
+        x_t, t, target = self.denoising_task(x0, prediction, rng)
+        out = fake_score(x_t, t, self.critic_cond(batch, rng))
+        error = denoising_error(fake_score.schedule, prediction, out, target)
+        loss = (self.critic_weight(t, batch.step) * error).mean()
+        return {"fake_score": loss}, {"fake_score": PerTime(error.detach(), t)}
+
+    def denoising_task(
+        self, x0: Latents, prediction: Prediction, rng: RandomStream
+    ) -> tuple[Latents, Times, Latents]:
+        """Noised samples, their times, and what the fake score should predict there."""
+        schedule = self.fake_score.schedule
+        t, eps = rng.uniform("t"), rng.normal("eps", x0.shape[1:]).to(x0)
+        return schedule.add_noise(x0, eps, t), t, conditional_target(schedule, x0, eps, None, t, prediction)
 
     def sample_student(self, batch: Batch, rng: RandomStream) -> Latents:
         """A student sample with the graph of one random step of its rollout (DMD2 section 4.5)."""
@@ -177,9 +184,17 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         """What the fake score is told about the samples it learns."""
         return batch.cond
 
-    def critic_weight(self, t: Times) -> Times:
+    def critic_weight(self, t: Times, step: int) -> Times:
         """Weight of the fake score's error at these times."""
         return torch.ones_like(t)
+
+    def student_at(self, step: int) -> Denoiser:
+        """The network that this iteration's student turn trains."""
+        return self.student
+
+    def fake_score_at(self, step: int) -> Denoiser:
+        """The fake score of that network's samples."""
+        return self.fake_score
 
     def weights(self) -> dict[str, float]:
         """The factor of each loss term; 1 where none is given."""
@@ -191,14 +206,11 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
 
     def networks(self) -> dict[str, nn.Module]:
         """Student and fake score."""
-        return {"student": self.student, "fake_score": self.fake_score}
+        return super().networks() | {"fake_score": self.fake_score}
 
     def players(self) -> dict[Turn, list[nn.Parameter]]:
         """The student's parameters, and the critics' under one optimiser."""
-        return {
-            "student": self.student.trainable_parameters(),
-            "critic": self.fake_score.trainable_parameters(),
-        }
+        return super().players() | {"critic": self.fake_score.trainable_parameters()}
 
     def sampler(self) -> StudentSampler:
         """The few-step grid of the stock scheduler that belongs to the rollout kind."""

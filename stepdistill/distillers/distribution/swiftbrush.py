@@ -134,7 +134,7 @@ class SwiftBrush(DistributionMatching[SwiftBrushConfig]):
         is_dropped = rng.uniform("prompt_dropout") < self.config.prompt_dropout
         return Conditioning.where(is_dropped, batch.uncond, batch.cond)
 
-    def critic_weight(self, t: Times) -> Times:
+    def critic_weight(self, t: Times, step: int) -> Times:
         """alpha^2, as in the released code."""
         return self.fake_score.schedule.alpha(t) ** 2
 
