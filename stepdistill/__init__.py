@@ -16,11 +16,16 @@ _PUBLIC = {
     "stepdistill.sampler": ("StudentSampler",),
     "stepdistill.distillers": ("METHODS",),
     "stepdistill.distillers.base": ("Batch", "Distiller", "Losses"),
+    "stepdistill.distillers.distribution.dmd": ("DMD",),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
+    "stepdistill.distillers.distribution.phased_dmd": ("PhasedDMD",),
+    "stepdistill.distillers.distribution.swiftbrush": ("SwiftBrush",),
+    "stepdistill.distillers.preference.pso": ("PSO",),
     "stepdistill.training.recipe": ("TrainConfig", "ValidationConfig", "load_recipe"),
     "stepdistill.training.trainer": ("Trainer",),
     "stepdistill.training.run": ("distill",),
     "stepdistill.export": ("apply_sampler", "export"),
+    "stepdistill.rewards": ("load_reward",),
     "stepdistill.errors": ("UserError",),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -40,11 +45,16 @@ if TYPE_CHECKING:
     from stepdistill.distillers.base import Batch as Batch
     from stepdistill.distillers.base import Distiller as Distiller
     from stepdistill.distillers.base import Losses as Losses
+    from stepdistill.distillers.distribution.dmd import DMD as DMD
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2
+    from stepdistill.distillers.distribution.phased_dmd import PhasedDMD as PhasedDMD
+    from stepdistill.distillers.distribution.swiftbrush import SwiftBrush as SwiftBrush
+    from stepdistill.distillers.preference.pso import PSO as PSO
     from stepdistill.errors import UserError as UserError
     from stepdistill.export import apply_sampler as apply_sampler
     from stepdistill.export import export as export
     from stepdistill.guidance import Guidance as Guidance
+    from stepdistill.rewards import load_reward as load_reward
     from stepdistill.rng import RandomStream as RandomStream
     from stepdistill.sampler import StudentSampler as StudentSampler
     from stepdistill.schedule import EDMSchedule as EDMSchedule

@@ -62,6 +62,24 @@ def distill(
 
 
 @app.command()
+def pairs(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Compute the teacher's images of given noises ahead of training, for recipes with data.pairs.
+
+    The same command again goes on where it stopped.
+    """
+    from rich.progress import track
+
+    from stepdistill.training.recipe import load_recipe
+    from stepdistill.training.run import precompute_pairs
+
+    resolved = load_recipe(recipe, overrides or ())
+    count = precompute_pairs(
+        resolved, lambda shards: track(shards, "pairs", console=Console(stderr=True), transient=True)
+    )
+    console.print(f"done: {count} pairs in {resolved.data.cache_dir}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Train one of the embedded models (autoencoder, CLIP, teachers) from a recipe in recipes/pretrain/."""
     from stepdistill.training.pretrain import pretrain as run_pretraining

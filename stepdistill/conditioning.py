@@ -66,6 +66,19 @@ class Conditioning:
         return Conditioning({name: t.expand(n, *t.shape[1:]) for name, t in self.tensors.items()})
 
     @staticmethod
+    def where(is_first: Tensor, first: Conditioning, second: Conditioning) -> Conditioning:
+        """The rows of `first` where the (B,) mask holds, those of `second` elsewhere; both hold the same names.
+
+        >>> a, b = Conditioning({"x": torch.ones(2, 1)}), Conditioning({"x": torch.zeros(2, 1)})
+        >>> Conditioning.where(torch.tensor([True, False]), a, b)["x"].flatten()
+        tensor([1., 0.])
+        """
+        masks = {name: is_first.reshape(-1, *[1] * (second[name].ndim - 1)) for name in second}
+        return Conditioning(
+            {name: torch.where(masks[name], first[name], second[name]) for name in second.tensors}
+        )
+
+    @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """All rows of all parts, in order; every part must hold the same names."""
         names = set(parts[0].tensors)

@@ -16,6 +16,8 @@ import yaml
 
 from stepdistill import cli
 from stepdistill.testing import tiny_pipeline
+from stepdistill.training.recipe import load_recipe
+from stepdistill.training.run import build_trainer
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,30 @@ def test_a_run_from_recipe_to_export_and_again(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
+def test_pairs_are_computed_once_and_read_by_the_run(
+    capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
+) -> None:
+    method = ["method={name: dmd, regression: pseudo_huber}", "train.max_train_steps=1"]
+    settings = ["data.pairs={num: 5, steps: 2, shard_size: 2}", f"data.cache_dir={tmp_path / 'cache'}"]
+    code, _, err = run(capsys, "pairs", str(recipe), *method, *settings[:1])
+    assert code == 2
+    assert "data.cache_dir" in err
+    code, _, err = run(capsys, "distill", str(recipe), *method)
+    assert code == 2
+    assert "data.pairs.num" in err
+    code, out, _ = run(capsys, "pairs", str(recipe), *method, *settings)
+    assert code == 0
+    assert "5 pairs" in out
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    resolved = load_recipe(recipe, [*method, *settings])
+    trainer = build_trainer(resolved)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == files
+    assert trainer.data.pairs is not None
+    assert len(trainer.data.pairs) == 5
+    trainer.fit()
+    assert "loss/regression" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
 def test_a_terminated_run_exits_with_130_and_a_checkpoint(recipe: Path) -> None:
     command = [sys.executable, "-m", "stepdistill", "distill", str(recipe), "train.max_train_steps=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

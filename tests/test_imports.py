@@ -12,11 +12,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "stepdistill"
 LAYERS = [
     {"typing", "errors", "assets"},
-    {"schedule", "noise_schedule", "betas", "monotone_cubic", "prediction", "conditioning", "guidance", "sampler", "rng", "times", "solver", "losses"},
+    {"schedule", "noise_schedule", "betas", "monotone_cubic", "prediction", "conditioning", "guidance", "sampler", "rng", "times", "solver", "transitions", "losses"},
     {"denoisers"},
     {"rollout", "critics"},
     {"distillers", "testing"},
-    {"data", "metrics", "export"},
+    {"data", "metrics", "export", "rewards"},
     {"training", "doctor"},
     {"bench"},
     {"cli", "__main__"},

@@ -1,14 +1,15 @@
-"""Embeddings and latents are computed once and kept under a name made of what they depend on."""
+"""What is costly is computed once and kept under a name made of what it depends on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,3 +40,18 @@ def cached(
     save_file(tensors, draft)
     os.replace(draft, file)
     return tensors
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of named tensors, their types and shapes: what caches are addressed by.
+
+    >>> fingerprint([("w", torch.zeros(2))]) == fingerprint([("w", torch.zeros(2))])
+    True
+    >>> fingerprint([("w", torch.zeros(2))]) == fingerprint([("w", torch.zeros(1, 2))])
+    False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -14,9 +14,10 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.data.cache import cached
 from stepdistill.data.images import load_images
 from stepdistill.data.prompts import load_prompts
+from stepdistill.data.trajectories import TeacherPairs
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.pipeline import PipelineDenoiser
-from stepdistill.distillers.base import Batch
+from stepdistill.distillers.base import Batch, Pairs
 from stepdistill.errors import UserError
 from stepdistill.rng import RandomStream
 
@@ -34,6 +35,7 @@ class TrainingData:
         shape: shape of one latent.
         latents: real latents, or None.
         latents_cond: their embeddings.
+        pairs: noises with the teacher's images of them, or None.
     """
 
     prompts: tuple[str, ...]
@@ -42,6 +44,7 @@ class TrainingData:
     shape: tuple[int, ...]
     latents: Tensor | None = None
     latents_cond: Conditioning | None = None
+    pairs: TeacherPairs | None = None
 
     def to(self, device: torch.device | str) -> TrainingData:
         """The same data on a device."""
@@ -51,6 +54,7 @@ class TrainingData:
             uncond=self.uncond.to(device),
             latents=None if self.latents is None else self.latents.to(device),
             latents_cond=None if self.latents_cond is None else self.latents_cond.to(device),
+            pairs=None if self.pairs is None else self.pairs.to(device),
         )
 
     def batch(self, *, seed: int, step: int, indices: Sequence[int], size: int) -> Batch:
@@ -63,17 +67,22 @@ class TrainingData:
             size: samples in the whole step, over all processes and micro-batches.
         """
         device, positions = self.cond.device, [step * size + i for i in indices]
-        rows = rows_of(positions, count=len(self.cond), seed=seed, purpose="prompts").to(device)
+        rows = rows_of(positions, count=len(self.cond), seed=seed, purpose="prompts")
         batch = Batch(
-            cond=self.cond[rows],
+            cond=self.cond[rows.to(device)],
             uncond=self.uncond.expand(len(indices)),
             rng=RandomStream(seed, step, tuple(indices), device),
             step=step,
             shape=self.shape,
+            prompts=tuple(self.prompts[row] for row in rows.tolist()),
         )
         if self.latents is not None and self.latents_cond is not None:
             rows = rows_of(positions, count=len(self.latents), seed=seed, purpose="images").to(device)
             batch.latents, batch.latents_cond = self.latents[rows], self.latents_cond[rows]
+        if self.pairs is not None:
+            rows = rows_of(positions, count=len(self.pairs), seed=seed, purpose="pairs").to(device)
+            told = self.cond[rows % len(self.cond)]
+            batch.pairs = Pairs(self.pairs.noise[rows], self.pairs.x0[rows], told)
         return batch
 
 

@@ -31,6 +31,8 @@ from stepdistill.sampler import SamplerKind, StudentSampler
 from stepdistill.schedule import NoiseSchedule, at_least_float32
 from stepdistill.typing import Images, Latents, Times
 
+_SAME_TIME = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Denoised:
@@ -51,6 +53,7 @@ class Denoiser(nn.Module):
         lora_targets: names of the layers that an adapter changes by default; empty: every role is a full copy.
         adapter: the adapter this role runs under; None: the plain network.
         is_trainable: False for a teacher.
+        successor: the time from which on, descending, another role takes over, and that role; see `at`.
     """
 
     network: nn.Module
@@ -60,6 +63,13 @@ class Denoiser(nn.Module):
     lora_targets: tuple[str, ...] = ()
     adapter: str | None = None
     is_trainable: bool = False
+    successor: tuple[float, Denoiser] | None = None
+
+    def at(self, t: float) -> Denoiser:
+        """The role to call at time t: this one, or its successor where that has taken over."""
+        if self.successor is None or t > self.successor[0] + _SAME_TIME:
+            return self
+        return self.successor[1].at(t)
 
     def forward(
         self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None

@@ -192,7 +192,14 @@ class PipelineDenoiser(Denoiser):
 
         The network is an independent copy in the dtype the pipeline came in; text encoders and VAE are the
         teacher's objects. Call it with `call_arguments(sampler)`.
+
+        Raises:
+            UserError: the role hands over to another, so that no single network runs all steps.
         """
+        if self.successor is not None:
+            raise UserError(
+                "a student of several experts is no single network; export its LoRAs, which switch by a callback"
+            )
         network = merged_copy(self.network, self.adapter)
         if self.dtype != self.inference_dtype:
             network.to(self.inference_dtype)

@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from stepdistill.distillers.base import Distiller
+from stepdistill.distillers.distribution.dmd import DMD
 from stepdistill.distillers.distribution.dmd2 import DMD2
+from stepdistill.distillers.distribution.phased_dmd import PhasedDMD
+from stepdistill.distillers.distribution.swiftbrush import SwiftBrush
+from stepdistill.distillers.preference.pso import PSO
 
-METHODS: dict[str, type[Distiller]] = {"dmd2": DMD2}
+METHODS: dict[str, type[Distiller]] = {
+    "dmd": DMD,
+    "dmd2": DMD2,
+    "phased_dmd": PhasedDMD,
+    "pso": PSO,
+    "swiftbrush": SwiftBrush,
+}
 """Recipe name of each method."""
 
 

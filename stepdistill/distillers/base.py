@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 Turn = Literal["student", "critic"]
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Noises and where the teacher's guided ODE takes them; all fields have the same rows.
+
+    Attributes:
+        noise: standard normal, before the schedule's `prior_std`.
+        x0: the teacher's latents.
+        cond: the prompts' conditioning.
+    """
+
+    noise: Latents
+    x0: Latents
+    cond: Conditioning
+
+
 @dataclass
 class Batch:
     """What one turn works on. Rows are the same samples in every field.
@@ -41,6 +56,9 @@ class Batch:
         latents: real latents for the methods that use data, or None. They are other samples than the prompts.
         latents_cond: the conditioning of the real latents.
         samples: student samples made earlier in this step, for a later turn of the same step to reuse.
+        estimates: the student's x0 behind `samples`, where those stop short of the data.
+        prompts: the texts behind `cond`, for rewards that read; empty where there are none.
+        pairs: noises with the teacher's images of them, or None. They are other samples than the prompts.
     """
 
     cond: Conditioning
@@ -51,10 +69,23 @@ class Batch:
     latents: Latents | None = None
     latents_cond: Conditioning | None = None
     samples: Latents | None = None
+    estimates: Latents | None = None
+    prompts: tuple[str, ...] = ()
+    pairs: Pairs | None = None
 
     def noise(self, purpose: str) -> Latents:
         """Standard normal noise of the latents' shape, (B, *shape)."""
         return self.rng.normal(purpose, self.shape)
+
+    def real(self) -> tuple[Latents, Conditioning]:
+        """Real latents with their conditioning.
+
+        Raises:
+            UserError: the recipe names no images.
+        """
+        if self.latents is None or self.latents_cond is None:
+            raise UserError("this method needs real latents: set data.images")
+        return self.latents, self.latents_cond
 
 
 @dataclass(frozen=True)
@@ -120,16 +151,19 @@ class Requirements:
     Attributes:
         latents: it needs real images.
         critic: it trains networks beside the student.
+        pairs: it needs noises with the teacher's images of them.
         predictions: the prediction types it can work with.
     """
 
     latents: bool = False
     critic: bool = False
+    pairs: bool = False
     predictions: tuple[str, ...] = ("x0", "eps", "v", "flow")
 
     def names(self) -> list[str]:
         """What is required, in words."""
-        return ["prompts", *(["real images"] if self.latents else []), *(["critic"] if self.critic else [])]
+        optional = {"real images": self.latents, "teacher pairs": self.pairs, "critic": self.critic}
+        return ["prompts", *(name for name, is_needed in optional.items() if is_needed)]
 
 
 class DistillerConfig(BaseModel):
@@ -143,6 +177,11 @@ class DistillerConfig(BaseModel):
         ge=0.0,
         description="the teacher's guidance while training: uncond + s (cond - uncond); 1.0 is off",
     )
+
+    @property
+    def num_experts(self) -> int:
+        """Networks that make up the student."""
+        return 1
 
 
 class Distiller(ABC):
@@ -202,13 +241,19 @@ class Distiller(ABC):
     def after_student_update(self, step: int) -> None:
         """Called after each update of the student."""
 
+    def students(self) -> dict[str, Denoiser]:
+        """What is averaged, kept and exported: the student, by name; several where it is made of experts."""
+        return {"student": self.student}
+
     def networks(self) -> dict[str, nn.Module]:
         """The trained networks by name."""
-        return {"student": self.student}
+        return dict(self.students())
 
     def players(self) -> dict[Turn, list[nn.Parameter]]:
         """The parameters each turn updates."""
-        return {"student": self.student.trainable_parameters()}
+        return {
+            "student": [p for student in self.students().values() for p in student.trainable_parameters()]
+        }
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The trained tensors of each network; frozen weights are not in it."""

@@ -33,6 +33,33 @@ torch.manual_seed(0)
 image = pipe({prompt}, **settings).images[0]
 image.save("sample.png")"""
 
+_EXPERTS_BLOCK = """\
+import torch
+from diffusers import {scheduler}, {pipeline}
+
+base = {base}  # the teacher: a folder or its name on the hub
+folder = {folder}  # where this card is: a folder or its name on the hub
+
+pipe = {pipeline}.from_pretrained(base, {absent}dtype={dtype}){move}
+for name in {adapters}:
+    pipe.load_lora_weights(folder, weight_name=name + ".safetensors", adapter_name=name)
+pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
+expert = {experts}  # the LoRA of each step
+
+
+def switch(pipe, step, timestep, tensors):
+    pipe.set_adapters(expert[(step + 1) % len(expert)])
+    return tensors
+
+
+pipe.set_adapters(expert[0])
+settings = {settings}
+settings["callback_on_step_end"] = switch
+
+torch.manual_seed(0)
+image = pipe({prompt}, **settings).images[0]
+image.save("sample.png")"""
+
 _FOLDER_BLOCK = """\
 import torch
 from diffusers import {pipeline}
@@ -73,13 +100,16 @@ def code_block(
         absent: parts that the pipeline does without and that diffusers wants to be told about (SD3's T5).
     """
     weights = contract.kohya_name if format == "kohya" else DIFFUSERS_NAME
-    template = _FOLDER_BLOCK if format == "pipeline" else _LORA_BLOCK
+    lora_template = _EXPERTS_BLOCK if contract.step_adapters else _LORA_BLOCK
+    template = _FOLDER_BLOCK if format == "pipeline" else lora_template
     return template.format(
         scheduler=contract.scheduler,
         pipeline=contract.pipeline,
         base=json.dumps(base or PLACEHOLDER_BASE),
         folder=json.dumps(folder),
         weights=json.dumps(weights),
+        adapters=json.dumps(list(dict.fromkeys(contract.step_adapters))),
+        experts=json.dumps(contract.step_adapters),
         absent="".join(f"{name}=None, " for name in absent),
         dtype=dtype,
         move=f".to({json.dumps(device)})" if device != "cpu" else "",
@@ -195,6 +225,8 @@ def base_licence(base: str | None) -> str | None:
 
 
 def _titles(contract: SamplerContract) -> dict[str, str]:
+    if contract.step_adapters:
+        return {"diffusers": "The LoRAs of the experts on their base model, switched after each step:"}
     other = f", or `{contract.kohya_name}` as `weight_name`" if "kohya" in contract.formats else ""
     return {
         "diffusers": f"The LoRA on its base model (`{DIFFUSERS_NAME}`{other}):",

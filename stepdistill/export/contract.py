@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +64,7 @@ class SamplerContract(BaseModel):
         guidance_scale: of the pipeline call; 1.0 is off.
         kind: `sde` renoises between steps, `ode` keeps the implied noise.
         call: the keyword arguments of the pipeline call, as they are passed.
+        step_adapters: for a student of several experts, the LoRA of each step: `<name>.safetensors`; else empty.
         times: the student's grid, t in [0, 1] with 1 = noise.
         verified: what the reload gate measured by format; empty when it was not run.
         files: size and SHA-256 of each file.
@@ -84,6 +86,7 @@ class SamplerContract(BaseModel):
     guidance_scale: float = 1.0
     kind: Literal["sde", "ode"]
     call: dict[str, Any]
+    step_adapters: list[str] = []
     times: list[float]
     dtype: str = "float32"
     formats: list[str]
@@ -99,7 +102,9 @@ class SamplerContract(BaseModel):
 
     @property
     def lora_name(self) -> str | None:
-        """Name of the LoRA file to load with diffusers; None where there is only a pipeline."""
+        """Name of the LoRA file to load with diffusers; None where there is only a pipeline, or one file per expert."""
+        if self.step_adapters:
+            return None
         names = {"diffusers": DIFFUSERS_NAME, "kohya": self.kohya_name}
         return next((name for kind, name in names.items() if kind in self.formats), None)
 
@@ -146,7 +151,28 @@ def apply_sampler(pipeline: DiffusionPipeline, source: str | Path | SamplerContr
             f"a {type(pipeline).__name__} has no {contract.component}"
         )
     pipeline.scheduler = getattr(diffusers, contract.scheduler).from_config(contract.scheduler_config)
-    return dict(contract.call)
+    if not contract.step_adapters:
+        return dict(contract.call)
+    return {**contract.call, "callback_on_step_end": switch_adapters(pipeline, contract.step_adapters)}
+
+
+def switch_adapters(pipeline: Any, step_adapters: Sequence[str]) -> Callable[..., dict[str, Any]]:
+    """Set the adapter of the first step, and return the callback that sets the one of each next step, going round.
+
+    The adapters have to be loaded under these names.
+    """
+
+    def switch(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe.set_adapters(step_adapters[(step + 1) % len(step_adapters)])
+        return tensors
+
+    pipeline.set_adapters(step_adapters[0])
+    return switch
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's configuration without the entries that start with an underscore."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def package_versions() -> dict[str, str]:

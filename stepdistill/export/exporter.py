@@ -19,17 +19,26 @@ from PIL import Image
 from stepdistill.assets import resolve_path
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.errors import UserError
-from stepdistill.export.card import CARD_NAME, base_licence, card_blocks, code_block, render_card
+from stepdistill.export.card import CARD_NAME, base_licence, code_block, render_card
 from stepdistill.export.contract import (
     DIFFUSERS_NAME,
     SamplerContract,
     Verification,
     file_digests,
     package_versions,
+    plain_config,
     write_contract,
 )
+from stepdistill.export.experts import expert_names, save_experts, step_adapters
 from stepdistill.export.folder import partial_folder
-from stepdistill.export.gate import ExportError, compare, fresh_images, same_arithmetic, trainer_images
+from stepdistill.export.gate import (
+    ExportError,
+    compare,
+    fresh_images,
+    gate_blocks,
+    same_arithmetic,
+    trainer_images,
+)
 from stepdistill.export.lora import (
     file_header,
     lora_layers,
@@ -40,6 +49,7 @@ from stepdistill.export.pipelines import absent_parts, save_pipeline, save_teach
 from stepdistill.schedule import VPSchedule
 
 if TYPE_CHECKING:
+    from stepdistill.denoisers.base import Denoiser
     from stepdistill.distillers.base import Distiller
     from stepdistill.typing import Images
 
@@ -96,6 +106,11 @@ class Exporter:
         return student
 
     @cached_property
+    def experts(self) -> dict[str, Denoiser]:
+        """The networks that make up the student, by the names of their LoRA files."""
+        return expert_names(self.distiller)
+
+    @cached_property
     def base(self) -> str | None:
         """Folder or hub name of the teacher as code can use it here, or None when it is only in memory."""
         for name in filter(None, (self.base_model, self.student.pipe.config.get("_name_or_path"))):
@@ -111,6 +126,8 @@ class Exporter:
             raise UserError(
                 f"unknown export format '{unknown.pop()}'; choose from {', '.join(get_args(Format))}"
             )
+        if len(self.experts) > 1:
+            return ("diffusers",)
         if self.student.adapter is None:
             return ("pipeline",)
         return tuple(f for f in get_args(Format) if f in self.formats)
@@ -149,6 +166,7 @@ class Exporter:
             guidance_scale=call["guidance_scale"],
             kind=sampler.kind,
             call=call,
+            step_adapters=step_adapters(self.experts, sampler),
             times=list(sampler.times),
             dtype=str(self.stored_dtype).removeprefix("torch."),
             formats=list(self.written_formats),
@@ -167,7 +185,6 @@ class Exporter:
         student.few_step(sampler).scheduler.save_pretrained(partial / "scheduler")
         if student.adapter is None:
             return
-        layers = lora_layers(student.network, student.adapter, self.stored_dtype)
         header = file_header(
             name=contract.name,
             base=contract.base_model or "",
@@ -177,6 +194,10 @@ class Exporter:
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             usage=f"{contract.steps} steps, {contract.scheduler}, guidance off (cfg 1)",
         )
+        if contract.step_adapters:
+            save_experts(self.experts, contract.component, partial, header, self.stored_dtype)
+            return
+        layers = lora_layers(student.network, student.adapter, self.stored_dtype)
         if "diffusers" in formats:
             save_diffusers_lora(layers, contract.component, partial / DIFFUSERS_NAME, header)
         if "kohya" in formats:
@@ -192,7 +213,6 @@ class Exporter:
         student = self.student
         kinds = [f for f in ("diffusers", "kohya") if f in contract.formats][:1]
         kinds += ["pipeline"] if "pipeline" in contract.formats else []
-        loaded = {"pipeline": self.stored_dtype}
         blocks = {
             kind: code_block(
                 contract,
@@ -200,7 +220,7 @@ class Exporter:
                 base=self.base,
                 folder=shown_path(self.folder),
                 prompt=self.prompts[0],
-                dtype=str(loaded.get(kind, student.inference_dtype)),
+                dtype=str(self.stored_dtype if kind == "pipeline" else student.inference_dtype),
                 device=student.device.type,
                 absent=absent_parts(student.pipe),
             )
@@ -251,32 +271,12 @@ class Exporter:
         return checks
 
 
-def gate_blocks(contract: SamplerContract, card: str) -> dict[str, str]:
-    """The card's code by format; the kohya file is loaded by the LoRA block under its own name."""
-    found = card_blocks(card)
-    blocks = {}
-    if set(contract.formats) - {"pipeline"}:
-        lora = found.pop(0)
-        kohya = lora.replace(DIFFUSERS_NAME, contract.kohya_name)
-        blocks = {
-            kind: {"diffusers": lora, "kohya": kohya}[kind] for kind in contract.formats if kind != "pipeline"
-        }
-    if "pipeline" in contract.formats:
-        blocks["pipeline"] = found.pop(0)
-    return blocks
-
-
 def write_images(images: Images, folder: Path) -> None:
     """Images in [0, 1] as `0.png`, `1.png`..."""
     folder.mkdir()
     for i, image in enumerate(images):
         pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{i}.png")
-
-
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's configuration without the entries that start with an underscore."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def text_width(config: Mapping[str, Any]) -> int:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors.torch import load_file
 
-from stepdistill.export.contract import Verification
+from stepdistill.export.card import card_blocks
+from stepdistill.export.contract import DIFFUSERS_NAME, SamplerContract, Verification
 from stepdistill.rollout import sample
 from stepdistill.schedule import VPSchedule
 from stepdistill.typing import Images, Latents
@@ -106,6 +107,21 @@ def fresh_images(
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise ExportError(f"the code block of '{folder}/README.md' fails in a fresh process: {reason}")
         return load_file(job["output"])
+
+
+def gate_blocks(contract: SamplerContract, card: str) -> dict[str, str]:
+    """The card's code by format; the kohya file is loaded by the LoRA block under its own name."""
+    found = card_blocks(card)
+    blocks = {}
+    if set(contract.formats) - {"pipeline"}:
+        lora = found.pop(0)
+        kohya = lora.replace(DIFFUSERS_NAME, contract.kohya_name)
+        blocks = {
+            kind: {"diffusers": lora, "kohya": kohya}[kind] for kind in contract.formats if kind != "pipeline"
+        }
+    if "pipeline" in contract.formats:
+        blocks["pipeline"] = found.pop(0)
+    return blocks
 
 
 def with_places(block: str, places: Mapping[str, str]) -> str:

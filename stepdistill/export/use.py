@@ -41,7 +41,9 @@ def load_export(source: str | Path, *, base: str | None = None) -> tuple[Diffusi
         pipe = DiffusionPipeline.from_pretrained(name, dtype=torch.float32, **absent)
     except (OSError, ValueError) as error:
         raise UserError(f"the base model '{name}' cannot be loaded; say where it is with --base") from error
-    if not is_folder:
+    for adapter in dict.fromkeys(contract.step_adapters):
+        pipe.load_lora_weights(str(folder), weight_name=f"{adapter}.safetensors", adapter_name=adapter)
+    if not is_folder and not contract.step_adapters:
         pipe.load_lora_weights(str(folder), weight_name=contract.lora_name)
     if torch.cuda.is_available():
         pipe.to("cuda")

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from stepdistill.assets import asset_path
-from stepdistill.data.cache import cached
+from stepdistill.data.cache import cached, fingerprint
 from stepdistill.data.captions import AnswerSet
 from stepdistill.data.emoji import EVALUATION_SEED, EmojiWorld, Placement
 from stepdistill.errors import UserError
 from stepdistill.metrics.evaluator import CaptionSet, Evaluator, measured_in_batches
-from stepdistill.metrics.extractors import ClipFeatures, emoji_clip, fingerprint
+from stepdistill.metrics.extractors import ClipFeatures, emoji_clip
 from stepdistill.metrics.generation import batches
 from stepdistill.metrics.glyph_judge import GlyphJudge
 from stepdistill.metrics.measurements import Measurements

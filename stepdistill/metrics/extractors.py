@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from stepdistill.assets import resolve_path
+from stepdistill.data.cache import fingerprint
 from stepdistill.errors import UserError
 from stepdistill.metrics.preprocess import Preprocess
 from stepdistill.typing import Images
@@ -97,18 +97,3 @@ class ClipFeatures(nn.Module):
 def emoji_clip() -> ClipFeatures:
     """The embedded `emoji-clip`. Its numbers are labelled so, and never set beside Inception or OpenAI-CLIP numbers."""
     return ClipFeatures.from_folder("assets/emoji-clip")
-
-
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash of named tensors, their types and shapes: what caches are addressed by.
-
-    >>> fingerprint([("w", torch.zeros(2))]) == fingerprint([("w", torch.zeros(2))])
-    True
-    >>> fingerprint([("w", torch.zeros(2))]) == fingerprint([("w", torch.zeros(1, 2))])
-    False
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from stepdistill.metrics.extractors import fingerprint
+from stepdistill.data.cache import fingerprint
 from stepdistill.typing import Images
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Images]

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepdistill.data.cache import cached
+from stepdistill.data.cache import cached, fingerprint
 from stepdistill.data.emoji import EmojiWorld, Placement
-from stepdistill.metrics.extractors import fingerprint
 from stepdistill.metrics.generation import batches
 from stepdistill.metrics.preprocess import quantise
 from stepdistill.metrics.scorers import Verdict, border_colour

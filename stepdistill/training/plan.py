@@ -32,6 +32,7 @@ def memory_estimate(recipe: Recipe) -> dict[str, Any]:
     trained = lora_size(network, recipe, family) if is_shared else base
     optimizer_bytes = 2 if recipe.train.use_8bit_adam else 8
     frozen = base * BYTES[recipe.model.dtype]
+    trained *= recipe.distiller_config.num_experts
     player = trained * (4 + 4 + optimizer_bytes)
     average = trained * 4 if recipe.train.ema_decay else 0
     parts = {

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stepdistill.assets import resolve_path
+from stepdistill.data.trajectories import PairsConfig
 from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers import METHODS
 from stepdistill.distillers.base import Distiller, DistillerConfig
@@ -51,6 +52,10 @@ class DataConfig(Section):
     num_prompts: int | None = Field(default=None, ge=1, description="use at most so many prompts")
     num_images: int | None = Field(default=None, ge=1, description="use at most so many images")
     negative_prompt: str = Field(default="", description="what guidance pushes away from")
+    pairs: PairsConfig = Field(
+        default=PairsConfig(),
+        description="the teacher's own images of given noises, for methods that regress on them",
+    )
     cache_dir: str | None = Field(
         default=None, description="where embeddings and latents are kept; null: not on disk"
     )
@@ -234,8 +239,15 @@ def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
     " (did you mean 'learning_rate'?)"
     """
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    best = max(near, key=lambda name: _closeness(word, name), default=None)
+    return f" (did you mean '{best}'?)" if best else ""
+
+
+def _closeness(word: str, name: str) -> tuple[float, int]:
+    """The part of the longer word that both share; of equals the one of the same length ("dmd3" is "dmd2", not "dmd")."""
+    shared = sum(block.size for block in difflib.SequenceMatcher(None, word, name).get_matching_blocks())
+    return shared / max(len(word), len(name)), -abs(len(word) - len(name))
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:

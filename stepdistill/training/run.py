@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from stepdistill.data.source import TrainingData, prepare_data
+from stepdistill.data.trajectories import Watch, teacher_pairs
 from stepdistill.denoisers import Denoiser, load_teacher
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Distiller
 from stepdistill.errors import UserError
 from stepdistill.export import export
 from stepdistill.metrics.report import write_report
+from stepdistill.rewards import load_reward
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 from stepdistill.training.ema import EMA
 from stepdistill.training.recipe import Recipe, load_recipe
@@ -49,14 +52,22 @@ def distill(recipe: Recipe) -> Path:
 
 
 def build_distiller(recipe: Recipe) -> Distiller:
-    """Teacher and method of a recipe."""
+    """Teacher and method of a recipe, and the reward where it names one."""
+    reward = recipe.method.get("reward")
+    options: dict[str, Any] = {} if reward is None else {"reward": load_reward(reward)}
+    return recipe.distiller_class(
+        build_teacher(recipe), recipe.distiller_config, roles=recipe.roles, **options
+    )
+
+
+def build_teacher(recipe: Recipe) -> Denoiser:
+    """The frozen network of a recipe."""
     model = recipe.model
-    teacher = load_teacher(
+    return load_teacher(
         model.pretrained_model_name_or_path,
         dtype=DTYPES[model.dtype],
         prompt_arguments=model.prompt_arguments,
     )
-    return recipe.distiller_class(teacher, recipe.distiller_config, roles=recipe.roles)
 
 
 def place_encoders(teacher: Denoiser, *, text: torch.device, images: torch.device) -> None:
@@ -65,13 +76,15 @@ def place_encoders(teacher: Denoiser, *, text: torch.device, images: torch.devic
         teacher.place_encoders(text=text, images=images)
 
 
-def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
-    """The embedded prompts and images of a recipe."""
+def build_data(recipe: Recipe, teacher: Denoiser, watch: Watch = iter) -> TrainingData:
+    """The embedded prompts and images of a recipe, and the teacher's pairs where it asks for them."""
     data = recipe.data
     images = data.images
     if images is None and recipe.distiller_class.requires.latents:
         raise UserError(f"method.name={recipe.method['name']} needs real images: set data.images")
-    return prepare_data(
+    if data.pairs.num == 0 and recipe.distiller_class.requires.pairs:
+        raise UserError(f"method.name={recipe.method['name']} needs pairs of the teacher: set data.pairs.num")
+    prepared = prepare_data(
         teacher,
         model=f"{recipe.model.pretrained_model_name_or_path} {recipe.model.prompt_arguments or ''}".rstrip(),
         prompts=data.prompts,
@@ -82,6 +95,39 @@ def build_data(recipe: Recipe, teacher: Denoiser) -> TrainingData:
         cache_dir=data.cache_dir,
         seed=recipe.train.seed,
     )
+    if data.pairs.num == 0:
+        return prepared
+    device = training_device(recipe.train)
+    teacher.to(device)
+    prepared = prepared.to(device)
+    pairs = teacher_pairs(
+        teacher,
+        prepared.cond,
+        prepared.uncond,
+        data.pairs,
+        seed=recipe.train.seed,
+        cache_dir=data.cache_dir,
+        watch=watch,
+    )
+    return replace(prepared, pairs=pairs)
+
+
+def precompute_pairs(recipe: Recipe, watch: Watch = iter) -> int:
+    """Compute the pairs that a recipe's training will read, and return how many there are.
+
+    What an earlier, stopped call has made is not made again.
+
+    Raises:
+        UserError: the recipe asks for no pairs, or does not say where to keep them.
+    """
+    if recipe.data.pairs.num == 0:
+        raise UserError("the recipe asks for no pairs; set data.pairs.num")
+    if recipe.data.cache_dir is None:
+        raise UserError("the recipe does not say where pairs are kept; set data.cache_dir")
+    teacher, device = build_teacher(recipe), training_device(recipe.train)
+    place_encoders(teacher, text=device, images=device)
+    pairs = build_data(recipe, teacher, watch).pairs
+    return 0 if pairs is None else len(pairs)
 
 
 def build_trainer(recipe: Recipe) -> Trainer:
@@ -158,9 +204,10 @@ def restore(run_dir: Path, *, which: Literal["last", "best"] = "last") -> tuple[
             f"'{run_dir}' holds no {which} checkpoint; run `stepdistill distill {run_dir}/recipe.yaml` first"
         )
     tensors, _ = load_checkpoint(folder)
-    distiller.student.load_role_state_dict(tensors["student"])
+    for name, student in distiller.students().items():
+        student.load_role_state_dict(tensors[name])
     if which == "last":
-        average = EMA(distiller.student.trainable_parameters(), recipe.train.ema_decay)
+        average = EMA(distiller.players()["student"], recipe.train.ema_decay)
         average.load_state_dict(tensors["ema"])
         average.write_to_parameters()
     return distiller, recipe

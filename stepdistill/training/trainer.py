@@ -221,7 +221,7 @@ class Trainer:
             return
         self.best_score = score
         with self.student_average():
-            tensors = {"student": self.distiller.student.role_state_dict()}
+            tensors = {name: each.role_state_dict() for name, each in self.distiller.students().items()}
         save_checkpoint(self.run_dir / "best", step, tensors, {"frechet_distance": score}, keep=1)
 
     def student_average(self) -> AbstractContextManager[None]:

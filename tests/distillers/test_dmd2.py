@@ -142,7 +142,7 @@ def _joint_gradients(distiller: sd.DMD2, batch: Batch) -> dict[str, torch.Tensor
         x_t, t = distiller.renoise(x0, rng)
         real = distiller.teacher(x_t, t, batch.cond, guidance=distiller.guidance(batch)).x0
         fake = distiller.fake_score(x_t, t, batch.cond).x0
-    losses = {"dm": surrogate_loss(x0, distiller.gradient(x0, real, fake))}
+    losses = {"dm": surrogate_loss(x0, distiller.gradient(x0, real, fake, t))}
     assert distiller.gan is not None
     losses["gan_student"] = distiller.gan.student_loss(x0, batch.cond, rng)
     total = sum(distiller.weights().get(name, 1.0) * loss for name, loss in losses.items())

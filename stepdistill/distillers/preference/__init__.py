@@ -1,0 +1,1 @@
+"""Preference and reward: a student is moved towards what is liked."""

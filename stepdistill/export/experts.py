@@ -1,0 +1,52 @@
+"""A student of several experts: one LoRA file for each, and which of them runs at which step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from stepdistill.errors import UserError
+from stepdistill.export.lora import lora_layers, save_diffusers_lora
+
+if TYPE_CHECKING:
+    from stepdistill.denoisers.base import Denoiser
+    from stepdistill.distillers.base import Distiller
+    from stepdistill.sampler import StudentSampler
+
+
+def expert_names(distiller: Distiller) -> dict[str, Denoiser]:
+    """The student's networks as `phase_1`, `phase_2`..., first to last."""
+    return {f"phase_{i}": network for i, network in enumerate(distiller.students().values(), start=1)}
+
+
+def step_adapters(experts: Mapping[str, Denoiser], sampler: StudentSampler) -> list[str]:
+    """The name of the expert of each step; empty for a student of one network.
+
+    Raises:
+        UserError: the experts are full copies, which no stock pipeline of these families can switch between.
+    """
+    if len(experts) == 1:
+        return []
+    if any(expert.adapter is None for expert in experts.values()):
+        raise UserError(
+            "experts that are full copies cannot be exported to a stock pipeline; train with roles.mode=shared"
+        )
+    names = {id(expert): name for name, expert in experts.items()}
+    first = next(iter(experts.values()))
+    return [names[id(first.at(t))] for t in sampler.times]
+
+
+def save_experts(
+    experts: Mapping[str, Denoiser],
+    component: str,
+    folder: Path,
+    header: Mapping[str, str],
+    dtype: torch.dtype,
+) -> None:
+    """Write `<name>.safetensors` for each expert."""
+    for name, expert in experts.items():
+        layers = lora_layers(expert.network, str(expert.adapter), dtype)
+        save_diffusers_lora(layers, component, folder / f"{name}.safetensors", header)

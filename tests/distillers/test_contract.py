@@ -1,0 +1,118 @@
+"""What holds for every method on every family: finite losses, the right gradients, repeatable, restorable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import stepdistill as sd
+from stepdistill.data.source import data_from_prompts
+from stepdistill.denoisers.base import Denoiser
+from stepdistill.distillers import METHODS
+from stepdistill.distillers.base import Batch, Distiller, Pairs
+from stepdistill.testing import GaussianTeacher, tiny_pipeline
+
+# One line for each method: the options under which the contract is checked.
+CASES: dict[str, dict[str, Any]] = {
+    "dmd": {"regression": "pseudo_huber"},
+    "dmd2": {"num_steps": 2},
+    "phased_dmd": {"num_steps": 2},
+    "pso": {"num_steps": 2, "reward": "brightness", "clip_range": None},
+    "swiftbrush": {"guidance_scale_max": 6.0, "reward": "brightness", "clip_threshold": 2.0},
+}
+MODELS = ["toy", "sd", "sdxl", "sd3"]
+
+
+def brightness(images: torch.Tensor, prompts: tuple[str, ...]) -> torch.Tensor:
+    """A reward that anything can be given."""
+    assert len(images) == len(prompts)
+    return images.flatten(1).mean(1)
+
+
+def build_teacher(model: str) -> Denoiser:
+    if model == "toy":
+        return GaussianTeacher(torch.full((3, 4, 4), 0.5), 0.5, uncond_mean=0.0)
+    return sd.load_teacher(tiny_pipeline(model))
+
+
+def build(method: str, model: str) -> Distiller:
+    kind, config = METHODS[method], METHODS[method].Config(**CASES[method])
+    extras: dict[str, Any] = {"reward": brightness} if "reward" in CASES[method] else {}
+    return kind(build_teacher(model), config, roles=sd.Roles(rank=2), **extras)
+
+
+def batch_of(distiller: Distiller, size: int = 2) -> Batch:
+    """A batch with everything a method may want."""
+    batch = data_from_prompts(distiller.teacher, ["a red fox", "two cats"]).batch(
+        seed=0, step=0, indices=range(size), size=size
+    )
+    real, noise, x0 = torch.randn(3, size, *batch.shape, generator=torch.Generator().manual_seed(1))
+    batch.latents, batch.latents_cond = real, batch.cond
+    batch.pairs = Pairs(noise, x0, batch.cond)
+    return batch
+
+
+def compute(distiller: Distiller, turn: str, batch: Batch) -> Any:
+    return distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+
+
+def perturb(distiller: Distiller) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for parameters in distiller.players().values():
+        for parameter in parameters:
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", CASES)
+def test_turns_are_finite_and_reach_their_player_only(method: str, model: str) -> None:
+    distiller = build(method, model)
+    perturb(distiller)
+    players, batch = distiller.players(), batch_of(distiller)
+    for turn in distiller.turns(0):
+        losses = compute(distiller, turn, batch)
+        losses.backward()
+        assert all(term.isfinite() for term in losses.terms.values())
+        for name, parameters in players.items():
+            sizes = [p.grad.abs().max() for p in parameters if p.grad is not None]
+            assert (max(sizes, default=0.0) > 0) == (name == turn), name
+            assert all(size.isfinite() for size in sizes)
+            for parameter in parameters:
+                parameter.grad = None
+    owned = {id(p) for parameters in players.values() for p in parameters}
+    assert all(p.grad is None for p in distiller.teacher.parameters() if id(p) not in owned)
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_the_same_seed_gives_the_same_losses(method: str) -> None:
+    runs = []
+    for _ in range(2):
+        distiller = build(method, "sd")
+        batch = batch_of(distiller)
+        runs.append(
+            [
+                value.item()
+                for turn in distiller.turns(0)
+                for value in compute(distiller, turn, batch).terms.values()
+            ]
+        )
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("model", ["toy", "sd3"])
+def test_state_is_restored(method: str, model: str) -> None:
+    trained, fresh = build(method, model), build(method, model)
+    perturb(trained)
+    state = {name: {k: v.clone() for k, v in tensors.items()} for name, tensors in trained.state().items()}
+    fresh.load_state(state)
+    assert set(state) == set(trained.networks())
+    for turn in trained.turns(0):
+        values = [compute(each, turn, batch_of(each)).total.item() for each in (trained, fresh)]
+        assert values[0] == values[1]
+
+
+def test_every_method_is_checked() -> None:
+    assert set(CASES) == set(METHODS)

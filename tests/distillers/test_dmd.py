@@ -1,0 +1,156 @@
+"""DMD against closed forms and identities: matching as in DMD2, and the regression that pins the coupling."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import stepdistill as sd
+from stepdistill.critics import perceptual
+from stepdistill.data.source import data_from_prompts
+from stepdistill.distillers.base import Batch, Distiller, Pairs
+from stepdistill.distillers.distribution.dmd import DMDConfig
+from stepdistill.distillers.distribution.dmd2 import DMD2Config
+from stepdistill.errors import UserError
+from stepdistill.testing import AffineDenoiser, BulkStream, GaussianTeacher, tiny_pipeline
+
+EXACT = {"regression": "pseudo_huber"}
+
+
+def batch_of(distiller: Distiller, size: int = 2) -> Batch:
+    data = data_from_prompts(distiller.teacher, ["a red fox", "two cats"])
+    batch = data.batch(seed=0, step=0, indices=range(size), size=size)
+    noise, x0 = torch.randn(2, size, *batch.shape, generator=torch.Generator().manual_seed(1))
+    batch.pairs = Pairs(noise, x0, batch.cond[list(range(size))[::-1]])
+    return batch
+
+
+def tiny(kind: type[Distiller], config: object) -> Distiller:
+    distiller = kind(sd.load_teacher(tiny_pipeline("sd")), config, roles=sd.Roles(rank=2))
+    generator = torch.Generator().manual_seed(5)
+    for parameters in distiller.players().values():
+        for parameter in parameters:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return distiller
+
+
+def test_equal_scores_leave_the_regression_alone() -> None:
+    distiller = sd.DMD(
+        sd.load_teacher(tiny_pipeline("sd")), DMDConfig(guidance_scale=1.0, **EXACT), roles=sd.Roles(rank=2)
+    )
+    losses = distiller.student_step(batch_of(distiller))
+    assert losses.terms["dm"] == 0
+    assert losses.terms["regression"] > 0
+
+
+def test_the_matching_half_is_dmd2_in_one_step() -> None:
+    old = tiny(sd.DMD, DMDConfig(guidance_scale=3.0, **EXACT))
+    new = tiny(sd.DMD2, DMD2Config(num_steps=1, guidance_scale=3.0, student_every=1))
+    batches = batch_of(old), batch_of(new)
+    pairs = zip((old, new), batches, strict=True)
+    first, second = (each.student_step(batch).terms["dm"] for each, batch in pairs)
+    assert first > 0
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=0)
+    assert batches[0].samples is not None
+    torch.testing.assert_close(batches[0].samples, batches[1].samples, rtol=1e-4, atol=1e-5)
+    first, second = (
+        each.critic_step(batch).terms["fake_score"] for each, batch in zip((old, new), batches, strict=True)
+    )
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=0)
+
+
+def test_the_teachers_own_flow_map_has_no_regression_loss() -> None:
+    teacher = GaussianTeacher(torch.full((4,), 1.0), 0.5)
+    distiller = sd.DMD(teacher, DMDConfig(guidance_scale=1.0, **EXACT))
+    student = distiller.student
+    assert isinstance(student, AffineDenoiser)
+    student.gain.data.fill_(0.5)
+    student.bias.data.fill_(1.0)
+    batch = batch_of(distiller, 8)
+    assert batch.pairs is not None
+    ends = torch.zeros(8)
+    x0 = teacher.flow_map(batch.pairs.noise, torch.ones(8), ends)
+    batch.pairs = Pairs(batch.pairs.noise, x0, batch.pairs.cond)
+    assert distiller.student_step(batch).terms["regression"].item() == pytest.approx(0.0, abs=1e-7)
+    batch.pairs = Pairs(batch.pairs.noise, x0 + 0.1, batch.pairs.cond)
+    assert distiller.student_step(batch).terms["regression"].item() > 0.05
+
+
+def trained(regression_weight: float) -> AffineDenoiser:
+    """An affine student of N(1, 0.25) that starts mirrored: right in law at gain -0.5, like the teacher only at +0.5."""
+    teacher = GaussianTeacher(torch.full((16,), 1.0), 0.5)
+    config = DMDConfig(guidance_scale=1.0, regression_weight=regression_weight, **EXACT)
+    distiller = sd.DMD(teacher, config)
+    student = distiller.student
+    assert isinstance(student, AffineDenoiser)
+    student.gain.data.fill_(-0.4)
+    players = distiller.players()
+    optimizers = {turn: torch.optim.Adam(p, betas=(0.5, 0.999)) for turn, p in players.items()}
+    size, steps = 64, 700
+    cond, uncond = teacher.encode(["x"]).expand(size), teacher.uncond(1).expand(size)
+    for step in range(steps):
+        rng = BulkStream(0, step, tuple(range(size)))
+        noise = rng.normal("pairs", (16,))
+        x0 = teacher.flow_map(noise, torch.ones(size), torch.zeros(size))
+        batch = Batch(cond, uncond, rng, step, (16,), pairs=Pairs(noise, x0, cond))
+        for turn in distiller.turns(step):
+            losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+            losses.backward()
+            for group in optimizers[turn].param_groups:
+                group["lr"] = (1e-2 if turn == "student" else 3e-2) * (1 - step / steps)
+            optimizers[turn].step()
+            optimizers[turn].zero_grad()
+    return student
+
+
+def test_the_regression_decides_which_noise_becomes_which_image() -> None:
+    pinned = trained(regression_weight=4.0)
+    assert pinned.bias.mean().item() == pytest.approx(1.0, abs=0.03)
+    assert pinned.gain.mean().item() == pytest.approx(0.5, abs=0.03)
+    free = trained(regression_weight=0.0)
+    assert free.bias.mean().item() == pytest.approx(1.0, abs=0.06)
+    assert free.gain.mean().item() == pytest.approx(-0.5, abs=0.06)
+
+
+def test_without_pairs_it_says_what_to_set() -> None:
+    distiller = tiny(sd.DMD, DMDConfig(**EXACT))
+    batch = batch_of(distiller)
+    batch.pairs = None
+    with pytest.raises(UserError, match=r"data\.pairs\.num"):
+        distiller.student_step(batch)
+
+
+def test_lpips_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Network(torch.nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            assert a.shape[-2:] == b.shape[-2:] == (224, 224)
+            return (a - b).abs().flatten(1).mean(1)
+
+    monkeypatch.setattr(perceptual, "lpips_is_installed", lambda: False)
+    with pytest.raises(UserError, match=r"stepdistill\[fidelity\]"):
+        perceptual.PerceptualDistance()
+    monkeypatch.setattr(perceptual, "lpips_is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Network))
+    distiller = tiny(sd.DMD, DMDConfig(regression="lpips"))
+    losses = distiller.student_step(batch_of(distiller))
+    assert 0 < losses.terms["regression"] < 2
+    losses.backward()
+    assert any(p.grad is not None for p in distiller.student.trainable_parameters())
+
+
+def test_golden_first_losses() -> None:
+    """A refactor must not move a number unseen."""
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    distiller = sd.DMD(teacher, DMDConfig(guidance_scale=3.0, **EXACT), roles=sd.Roles(rank=4))
+    batch = batch_of(distiller)
+    losses = distiller.student_step(batch).terms | distiller.critic_step(batch).terms
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(GOLDEN, rel=1e-4)
+
+
+GOLDEN = {"dm": 7.942317e-06, "regression": 12.79515, "fake_score": 1.0837796}
