@@ -15,7 +15,7 @@ from torch import Tensor
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.few_step import FewStep, flow_few_step, flow_shift, vp_few_step
-from stepdistill.denoisers.roles import merged_copy
+from stepdistill.denoisers.roles import adapted_copy, merged_copy, switch_adapter
 from stepdistill.errors import UserError
 from stepdistill.sampler import SamplerKind, StudentSampler
 from stepdistill.schedule import VPSchedule, schedule_from_scheduler
@@ -193,20 +193,38 @@ class PipelineDenoiser(Denoiser):
         The network is an independent copy in the dtype the pipeline came in; text encoders and VAE are the
         teacher's objects. Call it with `call_arguments(sampler)`.
 
+        A role that hands over to others is copied with its adapters, and each call runs under the one of its time.
+
         Raises:
-            UserError: the role hands over to another, so that no single network runs all steps.
+            UserError: the role hands over to a full copy, which is another network.
         """
-        if self.successor is not None:
-            raise UserError(
-                "a student of several experts is no single network; export its LoRAs, which switch by a callback"
-            )
-        network = merged_copy(self.network, self.adapter)
+        is_alone = self.successor is None
+        network = merged_copy(self.network, self.adapter) if is_alone else self._switching_copy()
         if self.dtype != self.inference_dtype:
             network.to(self.inference_dtype)
         network.requires_grad_(False).eval()
         pipe = copy.copy(self.pipe)
         pipe.register_modules(**{self.network_name: network, "scheduler": self.few_step(sampler).scheduler})
         return pipe
+
+    def _switching_copy(self) -> Any:
+        if self.adapter is None:
+            raise UserError(
+                "experts that are full copies cannot share a stock pipeline; train with roles.mode=shared"
+            )
+
+        def switch(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            fed = kwargs["timestep"] if "timestep" in kwargs else args[1]
+            switch_adapter(network, self.at(self._time(float(fed.flatten()[0]))).adapter)
+
+        network = adapted_copy(self.network)
+        network.register_forward_pre_hook(switch, with_kwargs=True)
+        return network
+
+    def _time(self, model_time: float) -> float:
+        """The t that `model_time` feeds as this number."""
+        count = self.pipe.scheduler.config.num_train_timesteps
+        return model_time / (count - 1 if isinstance(self.schedule, VPSchedule) else count)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass; in shared mode this holds for every role of the network."""

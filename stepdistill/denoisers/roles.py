@@ -154,6 +154,13 @@ def merged_copy(network: nn.Module, adapter: str | None) -> nn.Module:
     return merged
 
 
+def adapted_copy(network: nn.Module) -> nn.Module:
+    """An independent copy of the network that carries the same adapters."""
+    twin = copy.deepcopy(network)
+    _adapted[twin] = list(adapted_layers(twin).values())
+    return twin
+
+
 def load_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
     """Copy `source` into `target`, in place; names and shapes must agree exactly."""
     if missing := sorted(set(target) - set(source)):

@@ -115,7 +115,7 @@ def build_data(recipe: Recipe, teacher: Denoiser, watch: Watch = iter) -> Traini
 def precompute_pairs(recipe: Recipe, watch: Watch = iter) -> int:
     """Compute the pairs that a recipe's training will read, and return how many there are.
 
-    What an earlier, stopped call has made is not made again.
+    What an earlier, stopped call has made is not made again. Before a run of several processes it saves each of them the work.
 
     Raises:
         UserError: the recipe asks for no pairs, or does not say where to keep them.

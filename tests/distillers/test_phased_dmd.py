@@ -9,12 +9,13 @@ import torch
 
 import stepdistill as sd
 from stepdistill.data.source import data_from_prompts
-from stepdistill.denoisers.base import Denoiser
+from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Batch, Distiller
 from stepdistill.distillers.distribution.dmd2 import DMD2Config
 from stepdistill.distillers.distribution.phased_dmd import PhasedDMDConfig
 from stepdistill.errors import UserError
 from stepdistill.export.contract import read_contract
+from stepdistill.export.gate import trainer_images
 from stepdistill.export.use import load_export
 from stepdistill.rollout import backward_simulation, sample
 from stepdistill.sampler import StudentSampler
@@ -241,14 +242,29 @@ def test_the_export_switches_experts_in_stock_diffusers(family: str, tmp_path: P
     assert (torch.from_numpy(alone) - images[0]).abs().max() > 1e-3
 
 
-def test_one_network_cannot_be_made_of_experts() -> None:
-    distiller = tiny()
-    with pytest.raises(UserError, match="several experts"):
-        distiller.pipeline()
-    full: Denoiser = sd.load_teacher(tiny_pipeline("sd"))
-    copies = sd.PhasedDMD(full, PhasedDMDConfig(num_steps=2), roles=sd.Roles(mode="full"))
-    with pytest.raises(UserError, match=r"roles\.mode=shared"):
-        sd.export(copies, "never-written")
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_the_pipeline_runs_each_expert_at_its_times(family: str) -> None:
+    distiller = tiny(family)
+    perturb(distiller, 0.3)
+    student = distiller.student
+    assert isinstance(student, PipelineDenoiser)
+    expected = trainer_images(student, distiller.sampler(), ["a red fox"])
+    pipe, call = distiller.pipeline(), student.call_arguments(distiller.sampler())
+    for _ in range(2):
+        torch.manual_seed(0)
+        found = pipe("a red fox", **call, output_type="pt").images
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=5e-4)
+    student.successor = None
+    alone = trainer_images(student, distiller.sampler(), ["a red fox"])
+    assert (alone - expected).abs().max() > 1e-3
+
+
+def test_full_copies_cannot_share_a_stock_pipeline() -> None:
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    copies = sd.PhasedDMD(teacher, PhasedDMDConfig(num_steps=2), roles=sd.Roles(mode="full"))
+    for make in (copies.pipeline, lambda: sd.export(copies, "never-written")):
+        with pytest.raises(UserError, match=r"roles\.mode=shared"):
+            make()
 
 
 def test_golden_first_losses() -> None:

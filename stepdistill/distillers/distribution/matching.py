@@ -210,7 +210,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
 
     def players(self) -> dict[Turn, list[nn.Parameter]]:
         """The student's parameters, and the critics' under one optimiser."""
-        return super().players() | {"critic": self.fake_score.trainable_parameters()}
+        return {**super().players(), "critic": self.fake_score.trainable_parameters()}
 
     def sampler(self) -> StudentSampler:
         """The few-step grid of the stock scheduler that belongs to the rollout kind."""

@@ -25,14 +25,14 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.critics.reward import Reward
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
-from stepdistill.distillers.base import Batch, Distiller, DistillerConfig, Losses
+from stepdistill.distillers.base import Batch, Distiller, DistillerConfig, Losses, PerTime
+from stepdistill.distillers.preference.likelihood import ErrorWeight, denoising_errors, transition_log_ratio
 from stepdistill.errors import UserError
 from stepdistill.losses.preference import clip_log_ratio, hinge_preference, logistic_preference
-from stepdistill.losses.score import denoising_error
 from stepdistill.rollout import markov_rollout, sample
 from stepdistill.sampler import StudentSampler
 from stepdistill.times import Grid
-from stepdistill.transitions import Kernel, Reduction, log_ratio, transition
+from stepdistill.transitions import Kernel, Reduction
 from stepdistill.typing import Latents, Times
 
 
@@ -68,7 +68,7 @@ class PSOConfig(DistillerConfig):
     prior_weight: float = Field(
         default=0.5, ge=0.0, description="offline: weight of the loss that keeps losers denoisable"
     )
-    error_weight: Literal["inverse_variance", "snr"] = Field(
+    error_weight: ErrorWeight = Field(
         default="inverse_variance", description="offline: x0's error over sigma^2, or that of eps (snr)"
     )
     losers: Literal["reference", "student"] = Field(
@@ -118,18 +118,26 @@ class PSO(Distiller):
         config, rng, times = self.config, batch.rng.fork("student"), self.sampler().times
         step = rng.shared_integer("transition", len(times) - 1)
         pairs, rewards = [], []
-        for name in ("first", "second"):
-            noise = rng.fork(name).normal("noise", batch.shape)
-            states, x0 = markov_rollout(self.student, times, noise, batch.cond, rng.fork(name), config.kernel)
-            pairs.append((states[step], states[step + 1]))
+        for stream in (rng.fork("first"), rng.fork("second")):
+            noise = stream.normal("noise", batch.shape)
+            states, x0 = markov_rollout(self.student, times, noise, batch.cond, stream, config.kernel)
+            pairs.append(torch.stack(states[step : step + 2]))
             rewards.append(self.rate(x0, batch))
-        x_t, x_s = (torch.cat(states) for states in zip(*pairs, strict=True))
-        ratio = self.log_ratios(x_t, x_s, times[step], times[step + 1], batch.cond)
+        x_t, x_s = torch.cat(pairs, dim=1)
+        ratio = transition_log_ratio(
+            self.student,
+            self.teacher,
+            (x_t, x_s),
+            (times[step], times[step + 1]),
+            Conditioning.cat([batch.cond, batch.cond]),
+            kernel=config.kernel,
+            reduction=config.reduction,
+        )
         clipped = ratio if config.clip_range is None else clip_log_ratio(ratio, config.clip_range)
         first, second = clipped.chunk(2)
         preferred = torch.sign(rewards[0] - rewards[1])  # 0 where they tie: no gradient
         margin = config.beta * preferred * (first - second)
-        logs = {
+        logs: dict[str, Tensor | PerTime] = {
             "reward": torch.cat(rewards).mean(),
             "accuracy": (margin.detach() > 0).float().mean(),
             "log_ratio": ratio.detach().abs().mean(),
@@ -151,7 +159,7 @@ class PSO(Distiller):
         won, lost = self.pair_errors(self.student, winners, losers, eps, t, cond)
         margin = config.beta * (self.gap(won, lost) - reference)
         loss = logistic_preference(margin) if config.mode == "offline" else hinge_preference(margin)
-        logs = {
+        logs: dict[str, Tensor | PerTime] = {
             "accuracy": (margin.detach() > 0).float().mean(),
             "winner_error": won.detach().mean(),
             "loser_error": lost.detach().mean(),
@@ -164,27 +172,19 @@ class PSO(Distiller):
         assert self.reward is not None  # checked when made
         return self.reward(self.teacher.decode(x0), batch.prompts).to(x0.device).detach()
 
-    def log_ratios(self, x_t: Latents, x_s: Latents, t: float, s: float, cond: Conditioning) -> Times:
-        """log p_student(x_s | x_t) - log p_reference(x_s | x_t), for two trajectories of each prompt."""
-        told = Conditioning.cat([cond, cond])
-        at, to = (torch.full((len(x_t),), time, device=x_t.device) for time in (t, s))
-        schedule, kernel = self.teacher.schedule, self.config.kernel
-        with torch.no_grad():
-            reference = transition(self.teacher(x_t, at, told), to, schedule, kernel)
-        law = transition(self.student(x_t, at, told), to, schedule, kernel)
-        return log_ratio(x_s, law, reference, reduction=self.config.reduction)
-
     def pair_errors(
         self, network: Denoiser, winners: Latents, losers: Latents, eps: Latents, t: Times, cond: Conditioning
     ) -> tuple[Times, Times]:
-        """A network's weighted denoising errors of winners and losers, at the same times and noises."""
-        schedule, x0 = network.schedule, torch.cat([winners, losers])
-        t, eps = torch.cat([t, t]), torch.cat([eps, eps]).to(x0)
-        out = network(schedule.add_noise(x0, eps, t), t, Conditioning.cat([cond, cond]))
-        alpha, sigma = schedule.level(t)
-        weight = (1.0 if self.config.error_weight == "inverse_variance" else alpha**2) / sigma**2
-        size = x0[0].numel() if self.config.reduction == "sum" else 1
-        won, lost = (size * weight * denoising_error(schedule, "x0", out, x0)).chunk(2)
+        """A network's errors of winners and losers, at the same times and noises."""
+        won, lost = denoising_errors(
+            network,
+            torch.cat([winners, losers]),
+            torch.cat([eps, eps]),
+            torch.cat([t, t]),
+            Conditioning.cat([cond, cond]),
+            weight=self.config.error_weight,
+            reduction=self.config.reduction,
+        ).chunk(2)
         return won, lost
 
     def gap(self, won: Times, lost: Times) -> Times:
