@@ -251,12 +251,12 @@ def main() -> None:
     Exit codes: 0 done, 2 wrong input, 130 stopped by a signal with a checkpoint written, 1 a bug or an export that
     does not reload.
     """
+    # Before their import: they warn of parts that nothing here uses.
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     from stepdistill.export import ExportError
     from stepdistill.training.interrupt import RunInterruptedError
 
-    os.environ.setdefault(
-        "TRANSFORMERS_VERBOSITY", "error"
-    )  # it warns of image processors that nothing here uses
     try:
         app()
     except UserError as error:
