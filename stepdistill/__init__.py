@@ -16,6 +16,7 @@ _PUBLIC = {
     "stepdistill.sampler": ("StudentSampler",),
     "stepdistill.distillers": ("METHODS",),
     "stepdistill.distillers.base": ("Batch", "Distiller", "Losses"),
+    "stepdistill.distillers.consistency.lcm": ("LCM",),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
     "stepdistill.training.recipe": ("TrainConfig", "ValidationConfig", "load_recipe"),
     "stepdistill.training.trainer": ("Trainer",),
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from stepdistill.distillers.base import Batch as Batch
     from stepdistill.distillers.base import Distiller as Distiller
     from stepdistill.distillers.base import Losses as Losses
+    from stepdistill.distillers.consistency.lcm import LCM as LCM
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2
     from stepdistill.errors import UserError as UserError
     from stepdistill.export import apply_sampler as apply_sampler

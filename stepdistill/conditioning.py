@@ -65,6 +65,10 @@ class Conditioning:
             raise ValueError(f"only a single row can be expanded to {n} rows, got {len(self)}")
         return Conditioning({name: t.expand(n, *t.shape[1:]) for name, t in self.tensors.items()})
 
+    def told(self, name: str, tensor: Tensor) -> Conditioning:
+        """The same with one more named tensor."""
+        return Conditioning({**self.tensors, name: tensor})
+
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """All rows of all parts, in order; every part must hold the same names."""

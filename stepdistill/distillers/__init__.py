@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from stepdistill.distillers.base import Distiller
+from stepdistill.distillers.consistency.lcm import LCM
 from stepdistill.distillers.distribution.dmd2 import DMD2
 
-METHODS: dict[str, type[Distiller]] = {"dmd2": DMD2}
+METHODS: dict[str, type[Distiller]] = {
+    "dmd2": DMD2,
+    "lcm": LCM,
+}
 """Recipe name of each method."""
 
 

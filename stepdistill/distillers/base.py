@@ -56,6 +56,16 @@ class Batch:
         """Standard normal noise of the latents' shape, (B, *shape)."""
         return self.rng.normal(purpose, self.shape)
 
+    def real(self) -> tuple[Latents, Conditioning]:
+        """Real latents with their conditioning.
+
+        Raises:
+            UserError: the recipe names no images.
+        """
+        if self.latents is None or self.latents_cond is None:
+            raise UserError("this method needs real latents: set data.images")
+        return self.latents, self.latents_cond
+
 
 @dataclass(frozen=True)
 class PerTime:

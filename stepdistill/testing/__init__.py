@@ -1,15 +1,18 @@
 """Teachers known in closed form, toy students and tiny pipelines: for tests, notebooks and new methods."""
 
+from stepdistill.testing.learning import BulkStream, train_toy
 from stepdistill.testing.oracles import GaussianTeacher, MixtureTeacher
 from stepdistill.testing.tiny import tiny_pipeline
 from stepdistill.testing.toys import AffineDenoiser, GaussianDenoiser, MLPDenoiser, fit
 
 __all__ = [
     "AffineDenoiser",
+    "BulkStream",
     "GaussianDenoiser",
     "GaussianTeacher",
     "MLPDenoiser",
     "MixtureTeacher",
     "fit",
     "tiny_pipeline",
+    "train_toy",
 ]

@@ -1,0 +1,70 @@
+"""A few hundred quick iterations of a method on a toy: does it learn?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.distillers.base import Batch, Distiller
+from stepdistill.rng import RandomStream
+from stepdistill.typing import Latents, Times
+
+
+@dataclass(frozen=True)
+class BulkStream(RandomStream):
+    """A random stream with one generator per draw instead of one per sample: quick for hundreds of samples.
+
+    Its numbers depend on how a batch is split, which a toy does not care for.
+    """
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Latents:
+        """Standard normal numbers of shape (B, *shape), float32."""
+        return torch.randn(len(self), *shape, generator=self._generator(purpose))
+
+    def uniform(self, purpose: str) -> Times:
+        """One number in [0, 1) per sample, float32."""
+        return torch.rand(len(self), generator=self._generator(purpose))
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        key = f"{self.seed},{self.step},{self._path(purpose)}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def train_toy(
+    distiller: Distiller,
+    cond: Conditioning,
+    latents: Latents | None = None,
+    *,
+    num_steps: int = 500,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> Distiller:
+    """Run a method's turns with Adam and linear decay.
+
+    `cond` has one row, or one per sample of `latents`; every batch is a random part of them.
+    """
+    players = distiller.players()
+    optimizers = {turn: torch.optim.Adam(p, lr=learning_rate) for turn, p in players.items()}
+    uncond = distiller.teacher.uncond(1).expand(batch_size)
+    for step in range(num_steps):
+        rng = BulkStream(seed, step, tuple(range(batch_size)))
+        rows = (rng.uniform("rows") * (len(cond) if latents is None else len(latents))).long()
+        told = cond.expand(batch_size) if len(cond) == 1 else cond[rows]
+        real = None if latents is None else latents[rows]
+        batch = Batch(told, uncond, rng, step, distiller.teacher.latent_shape(), real, told)
+        for turn in distiller.turns(step):
+            losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+            losses.backward()
+            for group in optimizers[turn].param_groups:
+                group["lr"] = learning_rate * (1 - step / num_steps)
+            optimizers[turn].step()
+            optimizers[turn].zero_grad()
+            if turn == "student":
+                distiller.after_student_update(step)
+    return distiller
