@@ -6,11 +6,13 @@ from typing import Any
 
 from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.consistency.lcm import LCM
+from stepdistill.distillers.consistency.scm import SCM
 from stepdistill.distillers.distribution.dmd2 import DMD2
 
 METHODS: dict[str, type[Distiller]] = {
     "dmd2": DMD2,
     "lcm": LCM,
+    "scm": SCM,
 }
 """Recipe name of each method."""
 
