@@ -18,6 +18,7 @@ _PUBLIC = {
     "stepdistill.distillers.base": ("Batch", "Distiller", "Losses"),
     "stepdistill.distillers.consistency.lcm": ("LCM",),
     "stepdistill.distillers.consistency.scm": ("SCM",),
+    "stepdistill.distillers.consistency.tbcm": ("TBCM",),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
     "stepdistill.training.recipe": ("TrainConfig", "ValidationConfig", "load_recipe"),
     "stepdistill.training.trainer": ("Trainer",),
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from stepdistill.distillers.base import Losses as Losses
     from stepdistill.distillers.consistency.lcm import LCM as LCM
     from stepdistill.distillers.consistency.scm import SCM as SCM
+    from stepdistill.distillers.consistency.tbcm import TBCM as TBCM
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2
     from stepdistill.errors import UserError as UserError
     from stepdistill.export import apply_sampler as apply_sampler

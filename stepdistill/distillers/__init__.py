@@ -7,12 +7,14 @@ from typing import Any
 from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.consistency.lcm import LCM
 from stepdistill.distillers.consistency.scm import SCM
+from stepdistill.distillers.consistency.tbcm import TBCM
 from stepdistill.distillers.distribution.dmd2 import DMD2
 
 METHODS: dict[str, type[Distiller]] = {
     "dmd2": DMD2,
     "lcm": LCM,
     "scm": SCM,
+    "tbcm": TBCM,
 }
 """Recipe name of each method."""
 

@@ -17,6 +17,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dmd2": {"num_steps": 2, "student_every": 1, "gan": {"student_weight": 1e-2}},
     "lcm": {"num_steps": 2, "target": "ema"},
     "scm": {"num_steps": 2, "guidance_range": [2.0, 6.0], "tangent_warmup_steps": 0},
+    "tbcm": {"num_steps": 2, "route_points": 3, "tangent_warmup_steps": 0},
 }
 """A small configuration of each method, with its options on."""
 
