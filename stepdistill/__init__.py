@@ -17,6 +17,7 @@ _PUBLIC = {
     "stepdistill.distillers": ("METHODS",),
     "stepdistill.distillers.base": ("Batch", "Distiller", "Losses"),
     "stepdistill.distillers.consistency.lcm": ("LCM",),
+    "stepdistill.distillers.consistency.sana_sprint": ("SANASprint",),
     "stepdistill.distillers.consistency.scm": ("SCM",),
     "stepdistill.distillers.consistency.tbcm": ("TBCM",),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from stepdistill.distillers.base import Distiller as Distiller
     from stepdistill.distillers.base import Losses as Losses
     from stepdistill.distillers.consistency.lcm import LCM as LCM
+    from stepdistill.distillers.consistency.sana_sprint import SANASprint as SANASprint
     from stepdistill.distillers.consistency.scm import SCM as SCM
     from stepdistill.distillers.consistency.tbcm import TBCM as TBCM
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2

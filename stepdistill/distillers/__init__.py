@@ -6,6 +6,7 @@ from typing import Any
 
 from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.consistency.lcm import LCM
+from stepdistill.distillers.consistency.sana_sprint import SANASprint
 from stepdistill.distillers.consistency.scm import SCM
 from stepdistill.distillers.consistency.tbcm import TBCM
 from stepdistill.distillers.distribution.dmd2 import DMD2
@@ -13,6 +14,7 @@ from stepdistill.distillers.distribution.dmd2 import DMD2
 METHODS: dict[str, type[Distiller]] = {
     "dmd2": DMD2,
     "lcm": LCM,
+    "sana_sprint": SANASprint,
     "scm": SCM,
     "tbcm": TBCM,
 }

@@ -16,6 +16,7 @@ from stepdistill.testing import MixtureTeacher, MLPDenoiser, tiny_pipeline
 CASES: dict[str, dict[str, Any]] = {
     "dmd2": {"num_steps": 2, "student_every": 1, "gan": {"student_weight": 1e-2}},
     "lcm": {"num_steps": 2, "target": "ema"},
+    "sana_sprint": {"num_steps": 2, "tangent_warmup_steps": 0, "gan": {"width": 8}},
     "scm": {"num_steps": 2, "guidance_range": [2.0, 6.0], "tangent_warmup_steps": 0},
     "tbcm": {"num_steps": 2, "route_points": 3, "tangent_warmup_steps": 0},
 }
