@@ -27,7 +27,7 @@ from stepdistill.testing import (
 )
 from stepdistill.training.precision import PlainAttentionWhereShort
 from stepdistill.training.validation import Validator
-from stepdistill.trigflow import noise_direction, trig_field, trig_level, trig_state
+from stepdistill.trigflow import noise_direction, trig_field, trig_level, trig_state, trig_x0
 
 VP = sd.load_teacher(tiny_pipeline("sd")).schedule
 SCHEDULES = {"flow": sd.FlowSchedule(), "trig": sd.TrigSchedule(), "vp": VP, "edm": sd.EDMSchedule()}
@@ -123,6 +123,7 @@ def test_every_prediction_and_schedule_has_the_same_field(name: str, prediction:
     x_trig, t_trig = other.schedule.match(x_t, t, trig.schedule)
     torch.testing.assert_close(trig_state(x_t, t, other.schedule), x_trig)
     field = trig_field(other(x_t, t, cond), other.schedule)
+    torch.testing.assert_close(trig_x0(field, x_t, t, other.schedule), other(x_t, t, cond).x0)
     torch.testing.assert_close(field, trig_field(trig(x_trig, t_trig, cond), trig.schedule))
     dx, dt = noise_direction(trig(x_trig, t_trig, cond), trig.schedule)
     cos, sin = trig_level(trig.schedule, t_trig)
