@@ -99,6 +99,7 @@ def test_intervals_lie_between_neighbours_above_their_edge(segments: tuple[int, 
     sampler = distiller.sampler()
     assert [round(x * 999) for x in sampler.times] == [999, 749, 499, 249]
     assert sampler.kind == ("sde" if segments == (1,) else "ode")
+    assert distiller.is_flow_map is (segments == (1,))
 
 
 def test_a_jump_that_has_arrived_is_the_state_itself() -> None:
