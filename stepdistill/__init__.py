@@ -17,6 +17,10 @@ _PUBLIC = {
     "stepdistill.distillers": ("METHODS",),
     "stepdistill.distillers.base": ("Batch", "Distiller", "Losses"),
     "stepdistill.distillers.distribution.dmd": ("DMD",),
+    "stepdistill.distillers.consistency.lcm": ("LCM",),
+    "stepdistill.distillers.consistency.sana_sprint": ("SANASprint",),
+    "stepdistill.distillers.consistency.scm": ("SCM",),
+    "stepdistill.distillers.consistency.tbcm": ("TBCM",),
     "stepdistill.distillers.distribution.dmd2": ("DMD2",),
     "stepdistill.distillers.distribution.phased_dmd": ("PhasedDMD",),
     "stepdistill.distillers.distribution.swiftbrush": ("SwiftBrush",),
@@ -45,6 +49,10 @@ if TYPE_CHECKING:
     from stepdistill.distillers.base import Batch as Batch
     from stepdistill.distillers.base import Distiller as Distiller
     from stepdistill.distillers.base import Losses as Losses
+    from stepdistill.distillers.consistency.lcm import LCM as LCM
+    from stepdistill.distillers.consistency.sana_sprint import SANASprint as SANASprint
+    from stepdistill.distillers.consistency.scm import SCM as SCM
+    from stepdistill.distillers.consistency.tbcm import TBCM as TBCM
     from stepdistill.distillers.distribution.dmd import DMD as DMD
     from stepdistill.distillers.distribution.dmd2 import DMD2 as DMD2
     from stepdistill.distillers.distribution.phased_dmd import PhasedDMD as PhasedDMD

@@ -65,6 +65,10 @@ class Conditioning:
             raise ValueError(f"only a single row can be expanded to {n} rows, got {len(self)}")
         return Conditioning({name: t.expand(n, *t.shape[1:]) for name, t in self.tensors.items()})
 
+    def told(self, name: str, tensor: Tensor) -> Conditioning:
+        """The same with one more named tensor."""
+        return Conditioning({**self.tensors, name: tensor})
+
     @staticmethod
     def where(is_first: Tensor, first: Conditioning, second: Conditioning) -> Conditioning:
         """The rows of `first` where the (B,) mask holds, those of `second` elsewhere; both hold the same names.

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "stepdistill"
 LAYERS = [
     {"typing", "errors", "assets"},
-    {"schedule", "noise_schedule", "betas", "monotone_cubic", "prediction", "conditioning", "guidance", "sampler", "rng", "times", "solver", "transitions", "losses"},
+    {"schedule", "noise_schedule", "betas", "monotone_cubic", "prediction", "conditioning", "guidance", "sampler", "rng", "times", "solver", "transitions", "derivative", "trigflow", "losses"},
     {"denoisers"},
     {"rollout", "critics"},
     {"distillers", "testing"},

@@ -16,11 +16,14 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.critics.discriminator import DiscriminatorHeads
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.losses.adversarial import (
+    hinge_discriminator,
+    hinge_generator,
     non_saturating_discriminator,
     non_saturating_generator,
     r1_penalty,
 )
 from stepdistill.rng import RandomStream
+from stepdistill.times import TimeLaw, Uniform
 from stepdistill.typing import Latents
 
 
@@ -40,21 +43,34 @@ class GANConfig(BaseModel):
     layers: tuple[str, ...] | None = Field(
         default=None, description="modules to tap; default: what the family names"
     )
+    loss: Literal["non_saturating", "hinge"] = Field(
+        default="non_saturating", description="the adversarial loss; DMD2 has the non-saturating one"
+    )
     width: int = Field(default=128, ge=1, description="hidden width of the heads")
     r1_weight: float = Field(
         default=0.0, ge=0.0, description="weight of the gradient penalty on real features"
     )
 
 
+GENERATORS = {"non_saturating": non_saturating_generator, "hinge": hinge_generator}
+DISCRIMINATORS = {"non_saturating": non_saturating_discriminator, "hinge": hinge_discriminator}
+
+
 class LatentGAN(nn.Module):
     """Discriminator heads on the features of `backbone`.
 
     The backbone is not a submodule: its parameters belong to whoever owns it.
+
+    Args:
+        backbone: the network whose features are judged.
+        config: weights, loss, layers and heads.
+        times: law of the times at which latents are judged; default: uniform.
     """
 
-    def __init__(self, backbone: Denoiser, config: GANConfig) -> None:
+    def __init__(self, backbone: Denoiser, config: GANConfig, times: TimeLaw | None = None) -> None:
         super().__init__()
         self.config = config
+        self.times = times or Uniform()
         self._backbone = (backbone,)
         with torch.no_grad():
             like = next(backbone.parameters())
@@ -68,14 +84,14 @@ class LatentGAN(nn.Module):
         return self._backbone[0].features(x_t, t, cond, layers=self.config.layers)
 
     def features(self, x0: Latents, cond: Conditioning, rng: RandomStream) -> list[Tensor]:
-        """Noise latents at uniform times and tap the backbone."""
-        t = rng.uniform("t")
+        """Noise latents at times of the law and tap the backbone."""
+        t = self.times(rng.uniform("t"))
         eps = rng.normal("eps", x0.shape[1:]).to(x0)
         return self.tap(self._backbone[0].schedule.add_noise(x0, eps, t), t, cond)
 
     def student_loss(self, x0: Latents, cond: Conditioning, rng: RandomStream) -> Tensor:
-        """Non-saturating generator loss; the gradient flows through the backbone into x0."""
-        return non_saturating_generator(self.heads(self.features(x0, cond, rng.fork("gan"))))
+        """The generator's loss; the gradient flows through the backbone into x0."""
+        return GENERATORS[self.config.loss](self.heads(self.features(x0, cond, rng.fork("gan"))))
 
     def critic_losses(
         self,
@@ -91,12 +107,12 @@ class LatentGAN(nn.Module):
         """
         schedule, n = self._backbone[0].schedule, fake.shape[0]
         streams = (rng.fork("gan_fake"), rng.fork("gan_real"))
-        t = torch.cat([stream.uniform("t") for stream in streams])
+        t = self.times(torch.cat([stream.uniform("t") for stream in streams]))
         eps = torch.cat([stream.normal("eps", fake.shape[1:]) for stream in streams]).to(fake)
         x_t = schedule.add_noise(torch.cat([fake, real.to(fake)]), eps, t)
         features = self.tap(x_t, t, Conditioning.cat([fake_cond, real_cond]))
         logits = self.heads(features)
-        terms = {"gan_critic": non_saturating_discriminator(logits[n:], logits[:n])}
+        terms = {"gan_critic": DISCRIMINATORS[self.config.loss](logits[n:], logits[:n])}
         if self.config.r1_weight > 0:
             leaves = [feature[n:].detach().requires_grad_() for feature in features]
             terms["r1"] = r1_penalty(self.heads(leaves), leaves)

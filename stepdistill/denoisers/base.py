@@ -25,6 +25,7 @@ from stepdistill.denoisers.roles import (
     switch_adapter,
     upcast,
 )
+from stepdistill.errors import UserError
 from stepdistill.guidance import Guidance, guide
 from stepdistill.prediction import Prediction, to_x0_eps
 from stepdistill.sampler import SamplerKind, StudentSampler
@@ -54,6 +55,8 @@ class Denoiser(nn.Module):
         adapter: the adapter this role runs under; None: the plain network.
         is_trainable: False for a teacher.
         successor: the time from which on, descending, another role takes over, and that role; see `at`.
+        embedded_guidance: the guidance scale that a network with an input for it is told where the conditioning names
+            none ("guidance_scale", one per row); None: the network is told no scale.
     """
 
     network: nn.Module
@@ -64,6 +67,7 @@ class Denoiser(nn.Module):
     adapter: str | None = None
     is_trainable: bool = False
     successor: tuple[float, Denoiser] | None = None
+    embedded_guidance: float | None = None
 
     def at(self, t: float) -> Denoiser:
         """The role to call at time t: this one, or its successor where that has taken over."""
@@ -153,6 +157,18 @@ class Denoiser(nn.Module):
             upcast(twin)
             twin.requires_grad_(True)
         return twin
+
+    def embed_guidance(self, scale: float) -> None:
+        """Let the network be told a guidance scale, `scale` where the conditioning names none.
+
+        An input that the network lacks is added with zero weights, so its output does not move.
+
+        Raises:
+            UserError: stock pipelines of this family have no such input, or a LoRA would have to carry it.
+        """
+        raise UserError(
+            f"the networks of {type(self).__name__} take no guidance scale; set method.embed_guidance=false"
+        )
 
     def activate(self) -> None:
         """Make the network run under this role's adapter.

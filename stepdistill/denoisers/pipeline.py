@@ -185,7 +185,8 @@ class PipelineDenoiser(Denoiser):
 
     def call_arguments(self, sampler: StudentSampler) -> dict[str, Any]:
         """What a call of the stock pipeline needs beside the prompt, as plain JSON values."""
-        return {**self.few_step(sampler).arguments, "guidance_scale": 1.0, **self.prompt_arguments}
+        scale = 1.0 if self.embedded_guidance is None else self.embedded_guidance
+        return {**self.few_step(sampler).arguments, "guidance_scale": scale, **self.prompt_arguments}
 
     def pipeline(self, sampler: StudentSampler) -> DiffusionPipeline:
         """A stock pipeline with a merged copy of this role's network and the few-step scheduler.

@@ -23,6 +23,7 @@ class SDXLDenoiser(StableDiffusionDenoiser):
             x_t.to(self.dtype),
             self.model_time(t),
             cond["tokens"].to(self.dtype),
+            timestep_cond=self.guidance_input(cond),
             added_cond_kwargs=added,
             return_dict=False,
         )[0]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
 
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.pipeline import NO_ARGUMENTS, PipelineDenoiser, PromptArguments
@@ -16,6 +20,20 @@ UNET_LORA_TARGETS = (
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+GUIDANCE_DIM = 256
+"""Size of the embedded guidance scale, as in LCM's released networks."""
+
+
+def guidance_embedding(scale: Tensor, size: int) -> Tensor:
+    """Sinusoids of 1000 (scale - 1), (B,) -> (B, size): what stock pipelines feed as `timestep_cond`.
+
+    >>> guidance_embedding(torch.ones(1), 4)
+    tensor([[0., 0., 1., 1.]])
+    """
+    half = size // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=scale.device) / (half - 1)
+    angles = 1000.0 * (scale.float()[:, None] - 1) * torch.exp(-math.log(10000.0) * exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class StableDiffusionDenoiser(PipelineDenoiser):
@@ -38,8 +56,36 @@ class StableDiffusionDenoiser(PipelineDenoiser):
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
         """The U-Net's output."""
-        tokens = cond["tokens"].to(self.dtype)
-        return self.network(x_t.to(self.dtype), self.model_time(t), tokens, return_dict=False)[0]
+        return self.network(
+            x_t.to(self.dtype),
+            self.model_time(t),
+            cond["tokens"].to(self.dtype),
+            timestep_cond=self.guidance_input(cond),
+            return_dict=False,
+        )[0]
+
+    def guidance_input(self, cond: Conditioning) -> Tensor | None:
+        """What the stock pipeline feeds a network with a guidance input; None for one that is told no scale."""
+        if self.embedded_guidance is None:
+            return None
+        default = torch.full((len(cond),), self.embedded_guidance, device=self.device)
+        scale = cond.tensors.get("guidance_scale", default)
+        return guidance_embedding(scale, self.network.config.time_cond_proj_dim).to(self.dtype)
+
+    def embed_guidance(self, scale: float) -> None:
+        """Give the U-Net the `cond_proj` of LCM (https://arxiv.org/abs/2310.04378), zero at first."""
+        if self.network.config.time_cond_proj_dim is None:
+            if self.adapter is not None or not self.is_trainable:
+                raise UserError(
+                    "this U-Net has no input for a guidance scale, and a LoRA cannot carry one; "
+                    "set roles.mode=full or method.embed_guidance=false"
+                )
+            first = self.network.time_embedding.linear_1
+            projection = nn.Linear(GUIDANCE_DIM, first.in_features, bias=False)
+            nn.init.zeros_(projection.weight)
+            self.network.time_embedding.cond_proj = projection.to(first.weight)
+            self.network.register_to_config(time_cond_proj_dim=GUIDANCE_DIM)
+        self.embedded_guidance = scale
 
     def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
         """CLIP's last hidden states."""

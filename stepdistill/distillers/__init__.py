@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from stepdistill.distillers.base import Distiller
+from stepdistill.distillers.consistency.lcm import LCM
+from stepdistill.distillers.consistency.sana_sprint import SANASprint
+from stepdistill.distillers.consistency.scm import SCM
+from stepdistill.distillers.consistency.tbcm import TBCM
 from stepdistill.distillers.distribution.dmd import DMD
 from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.distillers.distribution.phased_dmd import PhasedDMD
@@ -14,9 +18,13 @@ from stepdistill.distillers.preference.pso import PSO
 METHODS: dict[str, type[Distiller]] = {
     "dmd": DMD,
     "dmd2": DMD2,
+    "lcm": LCM,
     "phased_dmd": PhasedDMD,
     "pso": PSO,
+    "sana_sprint": SANASprint,
+    "scm": SCM,
     "swiftbrush": SwiftBrush,
+    "tbcm": TBCM,
 }
 """Recipe name of each method."""
 

@@ -197,6 +197,9 @@ class Distiller(ABC):
     paper: ClassVar[str]
     requires: ClassVar[Requirements] = Requirements()
     status: ClassVar[Literal["verified", "toy", "untested"]] = "untested"
+    is_flow_map: bool = False
+    """Whether the student's one step ought to end where the guided teacher's trajectory from the same noise ends; then
+    validations log how far off it is."""
     Config: ClassVar[type[DistillerConfig]] = DistillerConfig
 
     def __init__(

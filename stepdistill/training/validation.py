@@ -15,7 +15,7 @@ from stepdistill.distillers.base import Distiller
 from stepdistill.guidance import Guidance
 from stepdistill.metrics.pictures import grid
 from stepdistill.rng import RandomStream
-from stepdistill.rollout import sample
+from stepdistill.rollout import one_step, sample
 from stepdistill.solver import teacher_trajectory
 from stepdistill.training.recipe import ValidationConfig
 from stepdistill.typing import Images, Latents
@@ -52,6 +52,7 @@ class Validator:
         self.prompts = list(config.prompts or data.prompts[:NUM_PROMPTS])
         self.cond = encode_prompts(distiller.teacher, self.prompts).to(data.cond.device)
         self._teacher: tuple[Latents, Latents] | None = None
+        self._endpoint: Latents | None = None
 
     @torch.no_grad()
     def run(self, step: int) -> dict[str, float]:
@@ -75,6 +76,8 @@ class Validator:
             "health/latent_std_teacher": full.std(),
             "health/diversity_student": self.diversity(),
         }
+        if self.distiller.is_flow_map:
+            health["health/endpoint_error"] = self.endpoint_error()
         values = {name: float(value) for name, value in health.items()}
         return values | self.scores()
 
@@ -82,13 +85,27 @@ class Validator:
         """The teacher's latents at its full number of steps and at the student's; made once."""
         if self._teacher is None:
             num_steps = len(self.distiller.sampler().times)
-            counts = (self.config.teacher_steps, num_steps)
-            self._teacher = (self._teacher_at(counts[0]), self._teacher_at(counts[1]))
+            scale = self.config.teacher_guidance_scale
+            self._teacher = (
+                self._teacher_at(self.config.teacher_steps, scale),
+                self._teacher_at(num_steps, scale),
+            )
         return self._teacher
 
-    def _teacher_at(self, num_steps: int) -> Latents:
+    def endpoint_error(self) -> Tensor:
+        """Rms distance of the student's first x0 to where the teacher's trajectory from the same noise ends.
+
+        The teacher has the guidance scale that the student is trained at. It is the one measure of a consistency student
+        that has a scale: its loss has none.
+        """
+        if self._endpoint is None:
+            self._endpoint = self._teacher_at(self.config.teacher_steps, self.distiller.config.guidance_scale)
+        noise, sampler = self._noise("grid", len(self.cond)), self.distiller.sampler()
+        first = one_step(self.distiller.student, noise, self.cond, sampler.times[0])
+        return (first - self._endpoint).square().mean().sqrt()
+
+    def _teacher_at(self, num_steps: int, scale: float | None) -> Latents:
         teacher = self.distiller.teacher
-        scale = self.config.teacher_guidance_scale
         guidance = Guidance(
             self.distiller.config.guidance_scale if scale is None else scale,
             self.data.uncond.expand(len(self.cond)),

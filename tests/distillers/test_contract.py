@@ -12,15 +12,20 @@ from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.distillers import METHODS
 from stepdistill.distillers.base import Batch, Distiller, Pairs
-from stepdistill.testing import GaussianTeacher, tiny_pipeline
+from stepdistill.testing import MLPDenoiser, tiny_pipeline
+from stepdistill.testing.prompts import ComponentPrompts
 
 # One line for each method: the options under which the contract is checked.
 CASES: dict[str, dict[str, Any]] = {
     "dmd": {"regression": "pseudo_huber"},
-    "dmd2": {"num_steps": 2},
+    "dmd2": {"num_steps": 2, "gan": {"student_weight": 1e-2}},
+    "lcm": {"num_steps": 2, "target": "ema"},
     "phased_dmd": {"num_steps": 2},
     "pso": {"num_steps": 2, "reward": "brightness", "clip_range": None},
+    "sana_sprint": {"num_steps": 2, "tangent_warmup_steps": 0, "gan": {"width": 8}},
+    "scm": {"num_steps": 2, "guidance_range": [2.0, 6.0], "tangent_warmup_steps": 0},
     "swiftbrush": {"guidance_scale_max": 6.0, "reward": "brightness", "clip_threshold": 2.0},
+    "tbcm": {"num_steps": 2, "route_points": 3, "tangent_warmup_steps": 0},
 }
 MODELS = ["toy", "sd", "sdxl", "sd3"]
 
@@ -32,9 +37,12 @@ def brightness(images: torch.Tensor, prompts: tuple[str, ...]) -> torch.Tensor:
 
 
 def build_teacher(model: str) -> Denoiser:
-    if model == "toy":
-        return GaussianTeacher(torch.full((3, 4, 4), 0.5), 0.5, uncond_mean=0.0)
-    return sd.load_teacher(tiny_pipeline(model))
+    if model != "toy":
+        return sd.load_teacher(tiny_pipeline(model))
+    prompts = ComponentPrompts(torch.full((2,), 0.5))
+    toy = MLPDenoiser((3, 4, 4), sd.FlowSchedule(), prompts=prompts, cond_dim=2)
+    toy.is_trainable = False
+    return toy.requires_grad_(False)
 
 
 def build(method: str, model: str) -> Distiller:

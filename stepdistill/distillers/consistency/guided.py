@@ -1,0 +1,65 @@
+"""What the methods of this family share: the teacher's guidance, fixed or drawn, and a student that may be told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.denoisers.base import Denoiser
+from stepdistill.denoisers.roles import Roles
+from stepdistill.distillers.base import Distiller, DistillerConfig
+from stepdistill.errors import UserError
+from stepdistill.guidance import Guidance, RandomScale
+from stepdistill.rng import RandomStream
+
+
+class GuidedConfig(DistillerConfig):
+    """Options of guidance."""
+
+    guidance_range: tuple[float, float] | None = Field(
+        default=None,
+        description="lowest and highest guidance scale, drawn for each sample; null: always guidance_scale",
+    )
+    embed_guidance: bool = Field(
+        default=False,
+        description="tell the student the scale, so that it can be chosen in the pipeline call (guidance_scale is its "
+        "default); for U-Nets with roles.mode=full, or with a guidance input of their own",
+    )
+
+
+class GuidedDistiller(Distiller):
+    """A method whose target is the flow of the guided teacher."""
+
+    Config = GuidedConfig
+    config: Any  # a GuidedConfig, narrowed by each method
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        config: Any = None,
+        *,
+        roles: Roles | None = None,
+        student: Denoiser | None = None,
+    ) -> None:
+        super().__init__(teacher, config, roles=roles, student=student)
+        span = self.config.guidance_range
+        if span is not None and not 0 <= span[0] <= span[1]:
+            raise UserError(f"method.guidance_range is [lowest, highest], both at least 0, got {list(span)}")
+        if self.config.embed_guidance:
+            self.student.embed_guidance(self.config.guidance_scale)
+
+    def guidance(self, uncond: Conditioning, rng: RandomStream) -> Guidance:
+        """The teacher's guidance: the fixed scale, or one drawn per sample."""
+        span = self.config.guidance_range
+        if span is None:
+            return Guidance(self.config.guidance_scale, uncond)
+        return Guidance(RandomScale(*span)(rng.uniform("guidance_scale")), uncond)
+
+    def told(self, cond: Conditioning, guidance: Guidance) -> Conditioning:
+        """The student's conditioning: with the drawn scale in it where the student has an input for that."""
+        if self.student.embedded_guidance is None or not isinstance(guidance.scale, Tensor):
+            return cond
+        return cond.told("guidance_scale", guidance.scale)
