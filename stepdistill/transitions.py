@@ -43,6 +43,7 @@ def transition(out: Denoised, s: Times, schedule: NoiseSchedule, kernel: Kernel)
 
     ancestral, in units of k = sigma / alpha: std alpha_s k_s sqrt(1 - (k_s / k_t)^2), mean alpha_s (x0 + k_s^2 / k_t eps).
 
+    >>> import torch
     >>> from types import SimpleNamespace
     >>> from stepdistill.schedule import FlowSchedule
     >>> one = torch.ones(1, 1)
@@ -69,6 +70,7 @@ def log_ratio(x_s: Latents, law: Transition, reference: Transition, *, reduction
     Written as a product, (mean - mean_ref) (2 x_s - mean - mean_ref) / (2 std^2), which keeps the digits that a difference of
     squares loses.
 
+    >>> import torch
     >>> one = torch.ones(1, 2)
     >>> law, reference = Transition(one, torch.ones(1)), Transition(0 * one, torch.ones(1))
     >>> log_ratio(one, law, reference, reduction="sum"), log_ratio(one, law, reference, reduction="mean")
@@ -82,6 +84,7 @@ def log_ratio(x_s: Latents, law: Transition, reference: Transition, *, reduction
 def reduce_elements(values: Tensor, reduction: Reduction) -> Times:
     """The mean or the sum over the elements of each sample.
 
+    >>> import torch
     >>> reduce_elements(torch.ones(1, 2, 2), "sum")
     tensor([4.])
     """
