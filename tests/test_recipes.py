@@ -35,7 +35,7 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
 
 
 def test_names_and_overrides() -> None:
-    recipe = load_recipe(RECIPES[0], ["train.seed=3", "method.gan.student_weight=0.001"])
+    recipe = load_recipe(FOLDER / "emoji_dmd2_demo.yaml", ["train.seed=3", "method.gan.student_weight=0.001"])
     assert recipe.train.seed == 3
     assert recipe.method["gan"]["student_weight"] == 0.001
 
@@ -60,3 +60,8 @@ def test_nested_typos_are_named() -> None:
 
 def test_schema_is_for_editors() -> None:
     assert "pretrained_model_name_or_path" in str(Recipe.model_json_schema())
+
+
+def test_a_bare_no_is_a_precision() -> None:
+    """YAML reads it as false."""
+    assert load_recipe(RECIPES[0], ["train.mixed_precision=no"]).train.mixed_precision == "no"

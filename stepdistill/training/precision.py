@@ -26,6 +26,11 @@ class PlainAttentionWhereShort(TorchFunctionMode):
     ) -> Any:
         """Run one call of the torch API."""
         kwargs = kwargs or {}
+        if func is torch.Tensor.backward:
+            # A mode is off inside its own handler; checkpointed blocks are recomputed here and have to find the same kernels.
+            options = {name: value for name, value in kwargs.items() if name != "gradient"}
+            with self:
+                return torch.autograd.backward(args[0], kwargs.get("gradient"), **options)
         if func is scaled_dot_product_attention:
             query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[
                 :3

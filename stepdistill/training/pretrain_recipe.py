@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from stepdistill.assets import resolve_path
 from stepdistill.errors import UserError
-from stepdistill.training.recipe import Section, apply_override, first_problem
+from stepdistill.training.recipe import Section, apply_override, first_problem, no_in_words
 
 StageName = Literal["autoencoder", "clip", "sd", "sd3"]
 
@@ -39,7 +39,7 @@ class Budget(Section):
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    mixed_precision: Literal["no", "bf16"] = "bf16"
+    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(no_in_words)] = "bf16"
     compile: bool = False
     seed: int = 0
     log_every: int = Field(default=20, ge=1)

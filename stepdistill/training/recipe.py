@@ -6,10 +6,10 @@ import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stepdistill.assets import resolve_path
 from stepdistill.data.trajectories import PairsConfig
@@ -17,6 +17,11 @@ from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers import METHODS
 from stepdistill.distillers.base import Distiller, DistillerConfig
 from stepdistill.errors import UserError
+
+
+def no_in_words(value: object) -> object:
+    """YAML reads a bare `no` as false."""
+    return "no" if value is False else value
 
 
 class Section(BaseModel):
@@ -89,7 +94,7 @@ class TrainConfig(Section):
     ema_decay: float = Field(
         default=0.999, ge=0, lt=1, description="of the student that is validated and exported; 0: off"
     )
-    mixed_precision: Literal["auto", "no", "bf16"] = Field(
+    mixed_precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(no_in_words)] = Field(
         default="auto", description="auto: bf16 on a GPU, off on a CPU"
     )
     gradient_checkpointing: bool = False
