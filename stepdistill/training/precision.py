@@ -26,11 +26,6 @@ class PlainAttentionWhereShort(TorchFunctionMode):
     ) -> Any:
         """Run one call of the torch API."""
         kwargs = kwargs or {}
-        if func is torch.Tensor.backward:
-            # A mode is off inside its own handler; checkpointed blocks are recomputed here and have to find the same kernels.
-            options = {name: value for name, value in kwargs.items() if name != "gradient"}
-            with self:
-                return torch.autograd.backward(args[0], kwargs.get("gradient"), **options)
         if func is scaled_dot_product_attention:
             query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[
                 :3
@@ -42,6 +37,14 @@ class PlainAttentionWhereShort(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def attention_kernels(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The faster kernel of each call in training: on a CPU in bf16 that is not always the fused one."""
-    return PlainAttentionWhereShort() if device.type == "cpu" and precision == "bf16" else nullcontext()
+def attention_kernels(
+    device: torch.device, precision: str, *, gradient_checkpointing: bool
+) -> AbstractContextManager[object]:
+    """The faster kernel of each call in training: on a CPU in bf16 that is not always the fused one.
+
+    With gradient checkpointing all calls stay as they are: the mode does not reach the recomputation, which has to use the
+    kernels of the forward pass.
+    """
+    if device.type != "cpu" or precision != "bf16" or gradient_checkpointing:
+        return nullcontext()
+    return PlainAttentionWhereShort()

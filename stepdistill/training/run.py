@@ -20,10 +20,11 @@ from stepdistill.export import export
 from stepdistill.metrics.report import write_report
 from stepdistill.rewards import load_reward
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
+from stepdistill.training.device import training_device
 from stepdistill.training.ema import EMA
 from stepdistill.training.recipe import Recipe, load_recipe
 from stepdistill.training.scoring import EmojiScorer, evaluate_run
-from stepdistill.training.trainer import Trainer, training_device
+from stepdistill.training.trainer import Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_CARD_PROMPTS = 4

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import AutocastKwargs, KwargsHandler
 from torch import Tensor, nn
 
 from stepdistill.data.source import TrainingData, data_from_prompts
@@ -25,6 +22,7 @@ from stepdistill.training.checkpoint import (
     save_checkpoint,
 )
 from stepdistill.training.cost import CostMeter
+from stepdistill.training.device import build_accelerator
 from stepdistill.training.ema import EMA
 from stepdistill.training.interrupt import InterruptGuard, RunInterruptedError
 from stepdistill.training.optim import build_optimizer, rate_factor
@@ -155,7 +153,11 @@ class Trainer:
         compute = {"student": self.distiller.student_step, "critic": self.distiller.critic_step}[turn]
         terms: dict[str, Tensor] = {}
         for batch in batches:
-            with attention_kernels(self.device, self.accelerator.mixed_precision):
+            with attention_kernels(
+                self.device,
+                self.accelerator.mixed_precision,
+                gradient_checkpointing=self.config.gradient_checkpointing,
+            ):
                 with self.accelerator.autocast():
                     losses = compute(batch)
                 losses.backward(1.0 / len(batches))
@@ -263,36 +265,3 @@ class Trainer:
         self.num_skipped, self.best_score = state["num_skipped"], float(state["best_score"])
         self.cost.load_state(state["cost"])
         return int(state["step"])
-
-
-def training_device(config: TrainConfig) -> torch.device:
-    """Where this process trains.
-
-    Raises:
-        UserError: a device is asked for that is not there.
-    """
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"train.device={config.device}, but torch sees no CUDA device; use train.device=cpu or auto"
-        )
-    return PartialState(cpu=is_on_cpu(config)).device
-
-
-def is_on_cpu(config: TrainConfig) -> bool:
-    """Whether the recipe asks for the CPU, or there is nothing else."""
-    return config.device == "cpu" or not torch.cuda.is_available()
-
-
-def build_accelerator(config: TrainConfig) -> Accelerator:
-    """Device, processes and precision.
-
-    Raises:
-        UserError: a device is asked for that is not there.
-    """
-    training_device(config)
-    precision = config.mixed_precision
-    if precision == "auto":
-        precision = "no" if is_on_cpu(config) else "bf16"
-    # Without the cache: a weight cast under no_grad would be reused, without its graph, in the forward that needs the gradient.
-    handlers: list[KwargsHandler] = [AutocastKwargs(cache_enabled=False)]
-    return Accelerator(cpu=is_on_cpu(config), mixed_precision=precision, kwargs_handlers=handlers)

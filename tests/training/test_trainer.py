@@ -80,13 +80,14 @@ def test_micro_batches_make_the_same_step(tmp_path: Path) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=2e-5)
 
 
-def test_checkpointed_blocks_find_the_same_attention_kernels_in_bf16(tmp_path: Path) -> None:
-    """Kernels of two kinds save different tensors, which the recomputation would refuse."""
-    options = {"mixed_precision": "bf16", "max_train_steps": 1}
-    plain, lean = (build(tmp_path / f"{on}", gradient_checkpointing=on, **options) for on in (False, True))
-    plain.fit()
+def test_checkpointed_blocks_are_recomputed_with_the_same_attention_in_bf16(tmp_path: Path) -> None:
+    """Kernels of two kinds save different tensors, which torch refuses. Also: a process may train at two precisions."""
+    build(tmp_path / "float32", max_train_steps=1).fit()
+    lean = build(tmp_path / "lean", gradient_checkpointing=True, mixed_precision="bf16", max_train_steps=2)
+    before = weights(lean)
     lean.fit()
-    assert_equal(weights(lean), weights(plain))
+    assert lean.num_skipped == 0
+    assert any(not torch.equal(value, before[name]) for name, value in weights(lean).items())
 
 
 def test_a_signal_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path) -> None:

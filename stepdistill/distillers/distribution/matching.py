@@ -49,11 +49,6 @@ class DistributionMatchingConfig(DistillerConfig):
     student_every: int = Field(
         default=5, ge=1, description="critics learn in every iteration, the student in every k-th"
     )
-    guidance_interval: tuple[float, float] = Field(
-        default=(0.0, 1.0),
-        description="the teacher is guided at these times only; at high noise guidance pulls beyond the data, and here, unlike "
-        "in sampling, nothing pulls back",
-    )
     renoise_lo: float = Field(
         default=0.02, ge=0.0, le=1.0, description="cleanest time at which scores are compared"
     )
@@ -179,7 +174,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
 
     def guidance(self, batch: Batch) -> Guidance:
         """The teacher's guidance."""
-        return Guidance(self.config.guidance_scale, batch.uncond, self.config.guidance_interval)
+        return Guidance(self.config.guidance_scale, batch.uncond)
 
     def fake_guidance(self, batch: Batch) -> Guidance | None:
         """The fake score's guidance: none, since it knows what the student makes of a prompt."""
