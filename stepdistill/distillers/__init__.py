@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Any
 
 from stepdistill.distillers.base import Distiller
@@ -14,6 +16,7 @@ from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.distillers.distribution.phased_dmd import PhasedDMD
 from stepdistill.distillers.distribution.swiftbrush import SwiftBrush
 from stepdistill.distillers.preference.pso import PSO
+from stepdistill.distillers.size import lines_of_code
 
 METHODS: dict[str, type[Distiller]] = {
     "dmd": DMD,
@@ -30,7 +33,7 @@ METHODS: dict[str, type[Distiller]] = {
 
 
 def method_table() -> list[dict[str, Any]]:
-    """What `stepdistill methods` shows: one row per method."""
+    """What `stepdistill methods` shows: one row per method, with the lines of code of its file."""
     return [
         {
             "name": name,
@@ -39,6 +42,7 @@ def method_table() -> list[dict[str, Any]]:
             "family": method.__module__.split(".")[-2],
             "requires": method.requires.names(),
             "status": method.status,
+            "lines": lines_of_code(inspect.getsource(sys.modules[method.__module__])),
         }
         for name, method in METHODS.items()
     ]

@@ -9,6 +9,7 @@ phase it is DMD2 without the GAN. Deviations:
   without limit as t falls to s, and is 1 where s = 0; times also keep a margin above s;
 - each phase keeps a fake score of its own, which starts as the teacher, where the paper starts one anew;
 - phases may take turns (`phase_iterations` null) instead of following each other.
+The file is a little longer than others as it also says how several experts are one student.
 """
 
 from __future__ import annotations

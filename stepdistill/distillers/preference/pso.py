@@ -11,6 +11,7 @@ Diffusion-DPO (https://arxiv.org/abs/2311.12908) on the student's grid is `mode`
 Deviations from the released code: one random transition per iteration on fresh trajectories, instead of all of them in turn on kept
 ones; noise is drawn per sample; losers are drawn anew for each batch. The default reduction is the released one, a mean over
 elements; a sum makes beta the one of the formulae.
+The file is longer than others as it holds two losses, of trajectories and of images, with their options in common.
 """
 
 from __future__ import annotations
