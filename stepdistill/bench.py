@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from stepdistill.errors import UserError
 from stepdistill.metrics.leaderboard import Entry, write_leaderboard
 from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.tables import RESULTS_NAME
+from stepdistill.training.interrupt import RunInterruptedError
 from stepdistill.training.recipe import Recipe, load_recipe
 
 PACE_STEPS = 20
@@ -54,9 +55,9 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     failed = []
     for name, recipe in zip(resolved, recipes, strict=True):
         run_dir = out / name
+        steps = steps_within(recipe, budget, run_dir)  # first: finished runs have to be of this budget too
         if (run_dir / RESULTS_NAME).exists():
             continue
-        steps = steps_within(recipe, budget, run_dir)
         if steps is None or not start_run(recipe, run_dir, final_overrides(budget, steps)):
             failed.append(name)
     entries = [
@@ -79,11 +80,13 @@ def steps_within(recipe: str, budget: BenchBudget, run_dir: Path) -> int | None:
             return None
         cost = json.loads((trial / "cost.json").read_text())
         seconds = cost["train_seconds"] / PACE_STEPS
-        file.write_text(json.dumps({"seconds_per_step": seconds, "minutes": budget.minutes}) + "\n")
+        file.write_text(json.dumps({"seconds_per_step": seconds, **asdict(budget)}) + "\n")
     pace = json.loads(file.read_text())
-    if pace["minutes"] != budget.minutes:
+    begun = BenchBudget(*(pace[field.name] for field in fields(BenchBudget)))
+    if begun != budget:
         raise UserError(
-            f"{run_dir} was begun with {pace['minutes']:g} minutes per recipe; give --minutes {pace['minutes']:g}, or another --out"
+            f"{run_dir} was begun with --minutes {begun.minutes:g} --n {begun.num_images} --seed {begun.seed}; "
+            "give the same, or another --out"
         )
     return max(round(60 * budget.minutes / pace["seconds_per_step"]), 1)
 
@@ -100,7 +103,7 @@ def start_run(recipe: str, run_dir: Path, overrides: Sequence[str]) -> bool:
     """`stepdistill distill` as a process; whether it went well.
 
     Raises:
-        KeyboardInterrupt: the run was stopped by a signal; its checkpoint is written.
+        RunInterruptedError: the run was stopped by a signal; its checkpoint is written.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     command = [
@@ -114,7 +117,7 @@ def start_run(recipe: str, run_dir: Path, overrides: Sequence[str]) -> bool:
     ]
     code = subprocess.run(command, check=False).returncode
     if code == 130:
-        raise KeyboardInterrupt
+        raise RunInterruptedError(f"{run_dir} was stopped; the same command goes on there")
     return code == 0
 
 

@@ -69,7 +69,6 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, started: Started) -> Non
     (tmp_path / "emoji_dmd2_demo/results.json").unlink()
     run_bench([RECIPE], tmp_path, BenchBudget(minutes=1.0))
     assert len(started) == 3, "the pace is known"
-    (tmp_path / "emoji_dmd2_demo/results.json").unlink()
     with pytest.raises(UserError, match="--minutes 1"):
         run_bench([RECIPE], tmp_path, BenchBudget(minutes=2.0))
 
