@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from stepdistill.training.device import has_bf16_units
+
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "bitsandbytes", "xformers", "open_clip_torch",
 )  # fmt: skip
@@ -22,7 +24,11 @@ def diagnose() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "devices": devices(),
-        "cpu": {"cores": os.cpu_count(), "capability": torch.backends.cpu.get_cpu_capability()},
+        "cpu": {
+            "cores": os.cpu_count(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "bf16 units": has_bf16_units(torch.device("cpu")),
+        },
         "warnings": warnings_found(),
     }
 

@@ -10,6 +10,9 @@ from accelerate.utils import AutocastKwargs, KwargsHandler
 from stepdistill.errors import UserError
 from stepdistill.training.recipe import TrainConfig
 
+BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
+"""What processors call their bf16 arithmetic, on x86 and on ARM; without it bf16 is emulated, some fifty times slower."""
+
 
 def training_device(config: TrainConfig) -> torch.device:
     """Where this process trains.
@@ -29,16 +32,34 @@ def is_on_cpu(config: TrainConfig) -> bool:
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether a device computes in bf16 by itself: every GPU is taken to, a processor is asked."""
+    if device.type != "cpu":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(unit)) for unit in BF16_UNITS)
+
+
+def chosen_precision(precision: str, device: torch.device) -> str:
+    """`no` or `bf16`: what `auto` stands for on a device; anything else is taken as it is.
+
+    >>> chosen_precision("auto", torch.device("cuda"))
+    'bf16'
+    >>> chosen_precision("no", torch.device("cuda"))
+    'no'
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16_units(device) else "no"
+
+
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """Device, processes and precision.
 
     Raises:
         UserError: a device is asked for that is not there.
     """
-    training_device(config)
-    precision = config.mixed_precision
-    if precision == "auto":
-        precision = "no" if is_on_cpu(config) else "bf16"
+    precision = chosen_precision(config.mixed_precision, training_device(config))
     # Without the cache: a weight cast under no_grad would be reused, without its graph, in the forward that needs the gradient.
     handlers: list[KwargsHandler] = [AutocastKwargs(cache_enabled=False)]
     # One process may train twice, at two precisions: accelerate keeps the first one for good, unless told otherwise.

@@ -25,6 +25,7 @@ from stepdistill.training.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from stepdistill.training.device import chosen_precision
 from stepdistill.training.ema import EMA
 from stepdistill.training.pretrain_optim import build_optimizers
 from stepdistill.training.pretrain_recipe import Budget, PretrainRecipe, load_pretrain_recipe
@@ -77,6 +78,7 @@ class Pretrainer:
         self.parameters = [p for p in stage.networks.parameters() if p.requires_grad]
         self.optimizers = build_optimizers(stage.networks, budget)
         self.ema = EMA(self.parameters, budget.ema_decay)
+        self.is_half = chosen_precision(budget.mixed_precision, torch.device("cpu")) == "bf16"
         self.step = 0
         self.seconds = 0.0
 
@@ -123,7 +125,7 @@ class Pretrainer:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = self.budget.learning_rate * learning_rate_factor(self.step, self.budget)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.budget.mixed_precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.is_half):
             loss, logs = self.stage.loss(self.step)
         self.stage.networks.zero_grad(set_to_none=True)
         loss.backward()

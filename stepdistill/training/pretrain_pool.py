@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepdistill.data.emoji import EmojiWorld
+from stepdistill.training.device import has_bf16_units
 from stepdistill.training.pretrain_clip import tokenize
 from stepdistill.training.pretrain_recipe import Scenes
 
@@ -39,9 +40,10 @@ class Pool:
 def encode_scenes(world: EmojiWorld, vae: Any, scenes: Scenes) -> Tensor:
     """Latents of the pool as the diffusion network sees them, float16."""
     latents = []
+    is_half = has_bf16_units(torch.device("cpu"))
     for start in range(0, scenes.count, CHUNK):
         images, _ = world.scenes(scenes.seed, range(start, min(start + CHUNK, scenes.count)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
             mean = vae.encode(images * 2 - 1).latent_dist.mean.float()
         latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor).half())
     return torch.cat(latents).contiguous()

@@ -39,7 +39,7 @@ class Budget(Section):
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(no_in_words)] = "bf16"
+    mixed_precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(no_in_words)] = "auto"
     compile: bool = False
     seed: int = 0
     log_every: int = Field(default=20, ge=1)

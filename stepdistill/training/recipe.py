@@ -95,7 +95,7 @@ class TrainConfig(Section):
         default=0.999, ge=0, lt=1, description="of the student that is validated and exported; 0: off"
     )
     mixed_precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(no_in_words)] = Field(
-        default="auto", description="auto: bf16 on a GPU, off on a CPU"
+        default="auto", description="auto: bf16 where the device has units for it, which few CPUs have"
     )
     gradient_checkpointing: bool = False
     seed: int = 0

@@ -21,6 +21,7 @@ from stepdistill.metrics.runner import RunOptions, evaluate
 from stepdistill.metrics.samplers import teacher_comparison
 from stepdistill.metrics.stats import frechet_distance_of_features
 from stepdistill.metrics.tables import write_results
+from stepdistill.training.device import chosen_precision, training_device
 from stepdistill.training.recipe import Recipe
 from stepdistill.typing import Images
 
@@ -61,7 +62,7 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
         arguments=call,
     )
     evaluator = load_evaluator(EMOJI.with_images(recipe.validation.num_evaluated))
-    is_half = recipe.train.mixed_precision == "bf16"
+    is_half = chosen_precision(recipe.train.mixed_precision, training_device(recipe.train)) == "bf16"
     options = RunOptions(dtype=torch.bfloat16 if is_half else torch.float32)
     scale = recipe.validation.teacher_guidance_scale
     # A copy without adapters: the teacher's own network runs under whichever role was active last.

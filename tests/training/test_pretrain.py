@@ -148,6 +148,21 @@ def test_every_weight_has_one_optimiser() -> None:
     assert set(build_optimizers(networks, Budget(max_train_steps=1))) == {"optimizer"}
 
 
+def test_our_muon_moves_as_pytorchs_but_for_its_precision() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(24, 96)) for _ in range(2))
+    optimizer = FlattenedMuon([ours], lr=0.1, weight_decay=0.01)
+    stock = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        ours.grad = torch.randn(24, 96, generator=generator)
+        theirs.grad = ours.grad.clone()
+        optimizer.step()
+        stock.step()
+    moved, error = (theirs - 1).norm(), (ours - theirs).norm()
+    assert error < 0.02 * moved
+    assert optimizer.state_dict()["state"].keys() == stock.state_dict()["state"].keys()
+
+
 @torch.no_grad()
 def test_standardising_the_latents_changes_no_picture() -> None:
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ def build(run_dir: Path, distiller_class: type[sd.DMD2] = sd.DMD2, **options: ob
     distiller = distiller_class(teacher, DMD2Config(num_steps=2, student_every=2), roles=sd.Roles(rank=2))
     settings = {
         "train_batch_size": 2, "max_train_steps": 4, "learning_rate": 1e-3, "ema_decay": 0.9,
-        "output_dir": str(run_dir), "device": "cpu", "log_every": 1,
+        "output_dir": str(run_dir), "device": "cpu", "log_every": 1, "mixed_precision": "no",
     }  # fmt: skip
     return Trainer(distiller, TrainConfig.model_validate(settings | options), PROMPTS)
 
