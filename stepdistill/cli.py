@@ -130,13 +130,14 @@ def evaluate(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="a run folder")],
+    overrides: Overrides = None,
     which: Annotated[Literal["last", "best"], typer.Option(help="which of the run's students")] = "last",
 ) -> None:
-    """Export a run's student again, through the reload gate."""
+    """Export a run's student again, through the reload gate; in other formats with export.formats=..."""
     from stepdistill.data.prompts import load_prompts
     from stepdistill.training.run import export_student, restore
 
-    distiller, recipe = restore(run, which=which)
+    distiller, recipe = restore(run, which=which, overrides=overrides or ())
     prompts = load_prompts(recipe.data.prompts, limit=recipe.data.num_prompts, seed=recipe.train.seed)
     results = json.loads((run / "results.json").read_text()) if (run / "results.json").exists() else None
     console.print(f"verified: {export_student(distiller, recipe, prompts, run, results)}", highlight=False)
