@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ class BenchBudget:
 
 QUICK = BenchBudget(minutes=0.75, num_images=250)
 """Enough to see that everything runs, not to judge a method."""
+
+
+def budget_with(base: BenchBudget, **given: float | None) -> BenchBudget:
+    """The budget with the values that were given in place of its own; None is not given.
+
+    >>> budget_with(QUICK, minutes=None, seed=3)
+    BenchBudget(minutes=0.75, num_images=250, seed=3)
+    """
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[str]:

@@ -130,13 +130,14 @@ def evaluate(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="a run folder")],
+    overrides: Overrides = None,
     which: Annotated[Literal["last", "best"], typer.Option(help="which of the run's students")] = "last",
 ) -> None:
-    """Export a run's student again, through the reload gate."""
+    """Export a run's student again, through the reload gate; in other formats with export.formats=..."""
     from stepdistill.data.prompts import load_prompts
     from stepdistill.training.run import export_student, restore
 
-    distiller, recipe = restore(run, which=which)
+    distiller, recipe = restore(run, which=which, overrides=overrides or ())
     prompts = load_prompts(recipe.data.prompts, limit=recipe.data.num_prompts, seed=recipe.train.seed)
     results = json.loads((run / "results.json").read_text()) if (run / "results.json").exists() else None
     console.print(f"verified: {export_student(distiller, recipe, prompts, run, results)}", highlight=False)
@@ -164,11 +165,17 @@ def bench(
     out: Annotated[Path, typer.Option(help="where runs and leaderboard go; rerunning goes on there")] = Path(
         "runs/bench"
     ),
-    minutes: Annotated[float, typer.Option(help="of training for each recipe", min=0.05)] = 20.0,
-    n: Annotated[int, typer.Option(help="images per row", min=16)] = 2000,
-    seed: Annotated[int, typer.Option(help="of every run")] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(help="of training for each recipe; default: 20", min=0.05)
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="images per row; default: 2000", min=16)] = None,
+    seed: Annotated[int | None, typer.Option(help="of every run; default: 0")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="less than a minute each and few images: shows that it runs")
+        bool,
+        typer.Option(
+            "--quick",
+            help="less than a minute each and few images, unless given: shows that it runs",
+        ),
     ] = False,
 ) -> None:
     """Train recipes at one equal budget and compare what comes out: table, plot and page.
@@ -176,10 +183,11 @@ def bench(
     [dim]stepdistill bench recipes/emoji_dmd2_demo.yaml recipes/emoji_lcm_4step.yaml --minutes 20[/dim]
     """
     from stepdistill.assets import resolve_path
-    from stepdistill.bench import QUICK, BenchBudget, run_bench
+    from stepdistill.bench import QUICK, BenchBudget, budget_with, run_bench
 
     chosen = recipes or [str(path) for path in sorted(resolve_path("recipes").glob("emoji_*.yaml"))]
-    failed = run_bench(chosen, out, QUICK if quick else BenchBudget(minutes, n, seed))
+    budget = budget_with(QUICK if quick else BenchBudget(), minutes=minutes, num_images=n, seed=seed)
+    failed = run_bench(chosen, out, budget)
     console.print((out / "leaderboard.md").read_text(), highlight=False, soft_wrap=True)
     if failed:
         raise UserError(f"these recipes failed, their messages are above: {', '.join(failed)}")

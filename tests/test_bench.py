@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepdistill import bench
-from stepdistill.bench import PACE_STEPS, BenchBudget, run_bench
+from stepdistill import bench, cli
+from stepdistill.bench import PACE_STEPS, QUICK, BenchBudget, run_bench
 from stepdistill.errors import UserError
 from stepdistill.guidance import Guidance
 from stepdistill.metrics.leaderboard import Entry, lines, write_leaderboard
@@ -60,6 +60,27 @@ def test_the_pace_turns_minutes_into_iterations(tmp_path: Path, started: Started
     (trial, _), (run, overrides) = started
     assert (trial, run) == (tmp_path / "emoji_dmd2_demo/pace", tmp_path / "emoji_dmd2_demo")
     assert {"train.max_train_steps=30", "train.seed=3", "validation.num_evaluated=32"} <= set(overrides)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], BenchBudget()),
+        (["--quick"], QUICK),
+        (["--quick", "--seed", "3", "--n", "32"], BenchBudget(QUICK.minutes, 32, 3)),
+        (["--minutes", "2", "--quick"], BenchBudget(2.0, QUICK.num_images, 0)),
+        (["--n", "32"], BenchBudget(num_images=32)),
+    ],
+)
+def test_what_is_given_wins_over_the_quick_budget(
+    tmp_path: Path, started: Started, options: list[str], expected: BenchBudget
+) -> None:
+    cli.app(["bench", RECIPE, "--out", str(tmp_path), *options], standalone_mode=False)
+    pace = json.loads((tmp_path / "emoji_dmd2_demo/pace.json").read_text())
+    assert BenchBudget(pace["minutes"], pace["num_images"], pace["seed"]) == expected
+    assert {f"train.seed={expected.seed}", f"validation.num_evaluated={expected.num_images}"} <= set(
+        started[1][1]
+    )
 
 
 def test_what_is_there_is_not_run_again(tmp_path: Path, started: Started) -> None:

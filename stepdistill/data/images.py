@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +19,38 @@ from stepdistill.errors import UserError
 from stepdistill.typing import Images
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+PART = 64
+"""Images that are held at once while a set is read."""
 
 
 def load_images(
     source: str, *, size: tuple[int, int], limit: int | None = None, seed: int = 0
-) -> tuple[Images, list[str]]:
+) -> Iterator[tuple[Images, list[str]]]:
     """Images of `emoji`, of a folder (each with a .txt beside it) or of a parquet file, cropped to (height, width).
+
+    They come in parts of `PART` images with their captions: thousands of large ones do not fit into memory.
 
     Raises:
         UserError: nothing usable is there.
     """
     if source == "emoji":
-        first = 2 * TRAINING_SCENES
-        return EmojiWorld().scenes(seed, range(first, first + (limit or 8192)))
+        first, world = 2 * TRAINING_SCENES, EmojiWorld()
+        scenes = range(first, first + (limit or 8192))
+        return (world.scenes(seed, scenes[i : i + PART]) for i in range(0, len(scenes), PART))
     path = Path(source).expanduser()
     if path.is_dir():
-        pairs = _from_folder(path, limit)
-    elif path.suffix == ".parquet" and path.is_file():
-        pairs = _from_parquet(path, limit)
-    else:
-        raise UserError(f"data.images: '{source}' is neither 'emoji', nor a folder, nor a .parquet file")
-    if not pairs:
-        raise UserError(f"data.images: '{source}' holds no image ({', '.join(sorted(SUFFIXES))})")
-    images = torch.stack([center_crop(image, size) for image, _ in pairs])
-    return images, [caption for _, caption in pairs]
+        return _in_parts(_from_folder(captioned_files(path, limit)), size)
+    if path.suffix == ".parquet" and path.is_file():
+        return _in_parts(_from_parquet(path, limit), size)
+    raise UserError(f"data.images: '{source}' is neither 'emoji', nor a folder, nor a .parquet file")
+
+
+def _in_parts(
+    pairs: Iterable[tuple[Image.Image, str]], size: tuple[int, int]
+) -> Iterator[tuple[Images, list[str]]]:
+    remaining = iter(pairs)
+    while part := list(islice(remaining, PART)):
+        yield torch.stack([center_crop(image, size) for image, _ in part]), [caption for _, caption in part]
 
 
 def center_crop(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
@@ -51,37 +61,51 @@ def center_crop(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _from_folder(path: Path, limit: int | None) -> list[tuple[Image.Image, str]]:
-    pairs = []
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    for file in files[:limit]:
-        text = file.with_suffix(".txt")
-        if not text.is_file():
-            raise UserError(f"data.images: '{file}' has no caption; write it into '{text.name}' beside it")
+def captioned_files(path: Path, limit: int | None) -> list[Path]:
+    """The images below a folder, in order.
+
+    Raises:
+        UserError: there is none, or one has no caption.
+    """
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)[:limit]
+    if not files:
+        raise UserError(f"data.images: '{path}' holds no image ({', '.join(sorted(SUFFIXES))})")
+    for file in files:
+        if not file.with_suffix(".txt").is_file():
+            text = file.with_suffix(".txt").name
+            raise UserError(f"data.images: '{file}' has no caption; write it into '{text}' beside it")
+    return files
+
+
+def _from_folder(files: Sequence[Path]) -> Iterator[tuple[Image.Image, str]]:
+    for file in files:
         try:
-            pairs.append((Image.open(file).convert("RGB"), text.read_text().strip()))
+            yield Image.open(file).convert("RGB"), file.with_suffix(".txt").read_text().strip()
         except UnidentifiedImageError as error:
             raise UserError(
                 f"data.images: '{file}' is not a readable image; delete it or save it again"
             ) from error
-    return pairs
 
 
-def _from_parquet(path: Path, limit: int | None) -> list[tuple[Image.Image, str]]:
+def _from_parquet(path: Path, limit: int | None) -> Iterator[tuple[Image.Image, str]]:
     try:
-        rows = pq.read_table(path).slice(0, limit).to_pylist()
+        file = pq.ParquetFile(path)
     except (ArrowInvalid, OSError) as error:
         raise UserError(
             f"data.images: '{path}' is not a readable parquet file; write it again or use a folder"
         ) from error
-    pairs = []
-    for row in rows:
-        caption = next((row[name] for name in COLUMNS if name in row), None)
-        cell = row.get("image")
-        if caption is None or cell is None:
-            raise UserError(
-                f"'{path}' needs a column 'image' and one of {', '.join(COLUMNS)}; it has {list(row)}"
-            )
+    names = file.schema_arrow.names
+    caption = next((name for name in COLUMNS if name in names), None)
+    if caption is None or "image" not in names or not file.metadata.num_rows:
+        raise UserError(
+            f"data.images: '{path}' needs rows with a column 'image' and one of {', '.join(COLUMNS)}; it has {names}"
+        )
+    rows = (
+        row
+        for batch in file.iter_batches(batch_size=PART, columns=["image", caption])
+        for row in batch.to_pylist()
+    )
+    for row in islice(rows, limit):
+        cell = row["image"]
         encoded = cell["bytes"] if isinstance(cell, dict) else cell
-        pairs.append((Image.open(io.BytesIO(encoded)).convert("RGB"), str(caption)))
-    return pairs
+        yield Image.open(io.BytesIO(encoded)).convert("RGB"), str(row[caption])

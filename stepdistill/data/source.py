@@ -36,6 +36,7 @@ class TrainingData:
         latents: real latents, or None.
         latents_cond: their embeddings.
         pairs: noises with the teacher's images of them, or None.
+        batch_device: where batches go; None: where the embeddings are.
     """
 
     prompts: tuple[str, ...]
@@ -45,17 +46,19 @@ class TrainingData:
     latents: Tensor | None = None
     latents_cond: Conditioning | None = None
     pairs: TeacherPairs | None = None
+    batch_device: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self.batch_device or self.cond.device
 
     def to(self, device: torch.device | str) -> TrainingData:
-        """The same data on a device."""
-        return replace(
-            self,
-            cond=self.cond.to(device),
-            uncond=self.uncond.to(device),
-            latents=None if self.latents is None else self.latents.to(device),
-            latents_cond=None if self.latents_cond is None else self.latents_cond.to(device),
-            pairs=None if self.pairs is None else self.pairs.to(device),
-        )
+        """The same data with batches on a device.
+
+        The data stay where they are: a T5 embedding has a MiB and more, and a GPU none to spare for thousands of them.
+        """
+        return replace(self, uncond=self.uncond.to(device), batch_device=torch.device(device))
 
     def batch(self, *, seed: int, step: int, indices: Sequence[int], size: int) -> Batch:
         """Some of the samples of a step.
@@ -66,23 +69,28 @@ class TrainingData:
             indices: which of the step's samples; a sample is the same in whatever batch it arrives.
             size: samples in the whole step, over all processes and micro-batches.
         """
-        device, positions = self.cond.device, [step * size + i for i in indices]
+        device, positions = self.device, [step * size + i for i in indices]
         rows = rows_of(positions, count=len(self.cond), seed=seed, purpose="prompts")
         batch = Batch(
-            cond=self.cond[rows.to(device)],
-            uncond=self.uncond.expand(len(indices)),
+            cond=self.cond[rows.to(self.cond.device)].to(device),
+            uncond=self.uncond.to(device).expand(len(indices)),
             rng=RandomStream(seed, step, tuple(indices), device),
             step=step,
             shape=self.shape,
             prompts=tuple(self.prompts[row] for row in rows.tolist()),
         )
         if self.latents is not None and self.latents_cond is not None:
-            rows = rows_of(positions, count=len(self.latents), seed=seed, purpose="images").to(device)
-            batch.latents, batch.latents_cond = self.latents[rows], self.latents_cond[rows]
+            rows = rows_of(positions, count=len(self.latents), seed=seed, purpose="images")
+            rows = rows.to(self.latents.device)
+            batch.latents = self.latents[rows].to(device)
+            batch.latents_cond = self.latents_cond[rows].to(device)
         if self.pairs is not None:
-            rows = rows_of(positions, count=len(self.pairs), seed=seed, purpose="pairs").to(device)
-            told = self.cond[rows % len(self.cond)]
-            batch.pairs = Pairs(self.pairs.noise[rows], self.pairs.x0[rows], told)
+            rows = rows_of(positions, count=len(self.pairs), seed=seed, purpose="pairs")
+            told = self.cond[(rows % len(self.cond)).to(self.cond.device)].to(device)
+            noise, x0 = (
+                table[rows.to(table.device)].to(device) for table in (self.pairs.noise, self.pairs.x0)
+            )
+            batch.pairs = Pairs(noise, x0, told)
         return batch
 
 
@@ -166,11 +174,12 @@ def prepare_data(
 
 def encode_images(teacher: PipelineDenoiser, images: str, limit: int | None, seed: int) -> dict[str, Tensor]:
     """Latents of a set of images beside the embeddings of their captions."""
-    pixels, captions = load_images(images, size=teacher.image_size(), limit=limit, seed=seed)
-    device = next(teacher.parameters()).device
-    with torch.no_grad():
-        latents = torch.cat([teacher.encode_images(part.to(device)) for part in pixels.split(ENCODE_BATCH)])
-    return {"latents": latents, **encode_prompts(teacher, captions).tensors}
+    latents, captions = [], []
+    for pixels, texts in load_images(images, size=teacher.image_size(), limit=limit, seed=seed):
+        with torch.no_grad():
+            latents.append(teacher.encode_images(pixels))
+        captions += texts
+    return {"latents": torch.cat(latents), **encode_prompts(teacher, captions).tensors}
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -54,10 +54,6 @@ class TeacherPairs:
     def __len__(self) -> int:
         return len(self.noise)
 
-    def to(self, device: torch.device | str) -> TeacherPairs:
-        """The same pairs on a device."""
-        return TeacherPairs(self.noise.to(device), self.x0.to(device))
-
 
 Watch = Callable[[Sequence[range]], Iterable[range]]
 """Passes the shards on one by one, and may show how far they are."""
@@ -77,8 +73,8 @@ def teacher_pairs(
 
     Args:
         teacher: solves its ODE on the grid of the stock sampler.
-        cond: embeddings of the prompts.
-        uncond: one row, what guidance pushes away from.
+        cond: embeddings of the prompts, on any device.
+        uncond: one row, what guidance pushes away from, on the teacher's device.
         config: how many, and by which solver.
         seed: of the noises.
         cache_dir: None keeps nothing on disk.
@@ -124,13 +120,13 @@ def solve(
     seed: int,
 ) -> dict[str, Tensor]:
     """Noise and the end of the teacher's trajectory for the pairs of one shard."""
-    noises, ends = [], []
+    noises, ends, device = [], [], uncond.device
     for rows in torch.arange(len(shard), device=cond.device).split(config.batch_size):
         indices = tuple(shard[row] for row in rows.tolist())
-        noise = RandomStream(seed, 0, indices, cond.device, "pairs").normal("noise", teacher.latent_shape())
-        guidance = Guidance(config.guidance_scale, uncond)
+        noise = RandomStream(seed, 0, indices, device, "pairs").normal("noise", teacher.latent_shape())
+        guidance, told = Guidance(config.guidance_scale, uncond), cond[rows].to(device)
         ends.append(
-            teacher_trajectory(teacher, noise, cond[rows], times, guidance, solver=config.solver).x0.float()
+            teacher_trajectory(teacher, noise, told, times, guidance, solver=config.solver).x0.float()
         )
         noises.append(noise)
     return {"noise": torch.cat(noises).cpu(), "x0": torch.cat(ends).cpu()}

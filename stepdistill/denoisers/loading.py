@@ -109,6 +109,11 @@ def _checked_source(name: str) -> str:
     path = resolve_path(name)
     if path.is_dir():
         if not (path / "model_index.json").is_file():
+            if (path / "pytorch_lora_weights.safetensors").is_file():
+                raise UserError(
+                    f"'{name}' holds a LoRA and no pipeline; `stepdistill export RUN export.formats=[pipeline]` makes one of "
+                    "a run's student, docs/recipes.md shows how to make one of any LoRA"
+                )
             raise UserError(
                 f"'{name}' holds no model_index.json; give the folder of a whole diffusers pipeline, as written by "
                 "pipeline.save_pretrained"

@@ -24,6 +24,8 @@ from stepdistill.typing import Images, Latents, Times
 
 PromptArguments = Mapping[str, Any]
 NO_ARGUMENTS: PromptArguments = MappingProxyType({})
+PIXELS_AT_ONCE = 2**20
+"""What the autoencoder works on at a time: one image of 1024 px, or many small ones. In float32 that takes some GiB."""
 
 
 class PipelineDenoiser(Denoiser):
@@ -124,18 +126,24 @@ class PipelineDenoiser(Denoiser):
 
     def encode_images(self, images: Images, generator: torch.Generator | None = None) -> Latents:
         """Scaled latents of images: the posterior's mode, or a sample of it when a generator is given."""
-        vae, (mean, scale) = self.vae, self._latent_affine()
-        with torch.autocast(vae.device.type, enabled=False):
-            posterior = vae.encode(images.to(vae.device, torch.float32) * 2 - 1).latent_dist
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return ((latents - mean) * scale).to(self.device)
+        vae, (mean, scale), parts = self.vae, self._latent_affine(), []
+        for part in images.split(images_at_once(*images.shape[-2:])):
+            with torch.autocast(vae.device.type, enabled=False):
+                posterior = vae.encode(part.to(vae.device, torch.float32) * 2 - 1).latent_dist
+            parts.append(posterior.mode() if generator is None else posterior.sample(generator))
+        return ((torch.cat(parts) - mean) * scale).to(self.device)
 
     def decode(self, latents: Latents) -> Images:
         """Images in [0, 1] of scaled latents; gradients flow."""
-        vae, (mean, scale) = self.vae, self._latent_affine()
+        vae, (mean, scale), factor = self.vae, self._latent_affine(), self.pipe.vae_scale_factor
+        raw = latents.to(vae.device, torch.float32) / scale + mean
+        rows, columns = latents.shape[-2:]
         with torch.autocast(vae.device.type, enabled=False):
-            images = vae.decode(latents.to(vae.device, torch.float32) / scale + mean, return_dict=False)[0]
-        return (images / 2 + 0.5).clamp(0, 1)
+            parts = [
+                vae.decode(part, return_dict=False)[0]
+                for part in raw.split(images_at_once(rows * factor, columns * factor))
+            ]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
     @property
     def vae(self) -> Any:
@@ -237,3 +245,12 @@ class PipelineDenoiser(Denoiser):
             self.pipe,
             *(part for part in (self._vae, self._uncond_row) if part is not None),
         ]
+
+
+def images_at_once(height: int, width: int) -> int:
+    """How many images of this size the autoencoder takes at a time.
+
+    >>> images_at_once(64, 64), images_at_once(1024, 1024), images_at_once(2048, 2048)
+    (256, 1, 1)
+    """
+    return max(PIXELS_AT_ONCE // (height * width), 1)

@@ -183,6 +183,16 @@ class DistillerConfig(BaseModel):
         """Networks that make up the student."""
         return 1
 
+    @property
+    def num_fake_scores(self) -> int:
+        """Networks of the student's kind that learn beside it."""
+        return 0
+
+    @property
+    def num_targets(self) -> int:
+        """Frozen averages of the student that make its targets."""
+        return 0
+
 
 class Distiller(ABC):
     """A distillation method.

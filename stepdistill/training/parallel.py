@@ -21,19 +21,27 @@ def is_distributed() -> bool:
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes; missing ones count as zero."""
+    """Replace every gradient by its mean over the processes.
+
+    A gradient that some processes lack is zero there. One that all of them lack stays missing: with a zero in its place, Adam's
+    momentum would move parameters that this step did not train, such as those of another phase's expert.
+    """
     if not is_distributed():
         return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    is_held = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
+    flat = torch.cat(
+        [gradient.flatten().float() for gradient in gradients] + [is_held.to(gradients[0].device)]
+    )
     dist.all_reduce(flat)
+    # Read from the device only where something is missing here; what is held here is held somewhere.
+    counts = is_held if bool(is_held.all()) else flat[-len(parameters) :].cpu()
     flat /= dist.get_world_size()
     offset = 0
-    for gradient in gradients:
-        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+    for parameter, gradient, count in zip(parameters, gradients, counts.tolist(), strict=True):
+        if count > 0:
+            mean = flat[offset : offset + gradient.numel()].view_as(gradient)
+            parameter.grad = gradient.copy_(mean)
         offset += gradient.numel()
 
 

@@ -27,27 +27,36 @@ def memory_estimate(recipe: Recipe) -> dict[str, Any]:
     """
     network, family = network_on_meta(recipe.model.pretrained_model_name_or_path)
     base = sum(p.numel() for p in network.parameters())
-    num_critics = 1 if recipe.distiller_class.requires.critic else 0
-    is_shared = recipe.roles.mode == "shared"
-    trained = lora_size(network, recipe, family) if is_shared else base
-    optimizer_bytes = 2 if recipe.train.use_8bit_adam else 8
-    frozen = base * BYTES[recipe.model.dtype]
-    trained *= recipe.distiller_config.num_experts
-    player = trained * (4 + 4 + optimizer_bytes)
-    average = trained * 4 if recipe.train.ema_decay else 0
-    parts = {
-        "backbone (frozen)": frozen,
-        "student: weights, gradient, Adam": player,
-        "critics: weights, gradient, Adam": player * num_critics,
-        "average of the student": average,
-    }
+    trained = lora_size(network, recipe, family) if recipe.roles.mode == "shared" else base
+    parts = sizes_in_bytes(recipe, base=base, trained=trained)
     return {
         "model": recipe.model.pretrained_model_name_or_path,
         "roles": recipe.roles.mode,
-        "parameters": {"backbone": base, "trained_per_player": trained},
+        "parameters": {"backbone": base, "trained_per_player": trained * recipe.distiller_config.num_experts},
         "gib": {name: round(size / 2**30, 3) for name, size in parts.items()},
         "total_gib": round(sum(parts.values()) / 2**30, 3),
-        "not_included": "activations, text encoders and autoencoder",
+        "not_included": "activations, text encoders, autoencoder, discriminator heads",
+    }
+
+
+def sizes_in_bytes(recipe: Recipe, *, base: int, trained: int) -> dict[str, int]:
+    """Bytes of each part.
+
+    Args:
+        recipe: what is held, and how.
+        base: parameters of the teacher's network.
+        trained: parameters of one trained role: an adapter, or a copy.
+    """
+    config = recipe.distiller_config
+    optimizer = 2 if recipe.train.use_8bit_adam else 8
+    player = trained * (4 + 4 + optimizer)
+    average = trained * 4
+    return {
+        "backbone (frozen)": base * BYTES[recipe.model.dtype],
+        "student: weights, gradient, Adam": player * config.num_experts,
+        "fake score: weights, gradient, Adam": player * config.num_fake_scores,
+        "target: an average of the student": average * config.num_targets,
+        "average of the student": average * config.num_experts if recipe.train.ema_decay else 0,
     }
 
 

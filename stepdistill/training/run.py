@@ -187,17 +187,20 @@ def export_student(
     return folder
 
 
-def restore(run_dir: Path, *, which: Literal["last", "best"] = "last") -> tuple[Distiller, Recipe]:
+def restore(
+    run_dir: Path, *, which: Literal["last", "best"] = "last", overrides: Sequence[str] = ()
+) -> tuple[Distiller, Recipe]:
     """The distiller of a run folder with its averaged student.
 
     Args:
         run_dir: a folder that `distill` wrote.
         which: the student at the last checkpoint, or the one of the lowest validation Frechet distance.
+        overrides: changes to the run's recipe, as on the command line.
 
     Raises:
-        UserError: the folder holds no run, or no such checkpoint.
+        UserError: the folder holds no run, or no such checkpoint, or one of other networks than the recipe's.
     """
-    recipe = load_recipe(run_dir / "recipe.yaml")
+    recipe = load_recipe(run_dir / "recipe.yaml", overrides)
     distiller = build_distiller(recipe)
     folder = latest_checkpoint(run_dir if which == "last" else run_dir / "best")
     if folder is None:
@@ -205,8 +208,13 @@ def restore(run_dir: Path, *, which: Literal["last", "best"] = "last") -> tuple[
             f"'{run_dir}' holds no {which} checkpoint; run `stepdistill distill {run_dir}/recipe.yaml` first"
         )
     tensors, _ = load_checkpoint(folder)
-    for name, student in distiller.students().items():
-        student.load_role_state_dict(tensors[name])
+    try:
+        for name, student in distiller.students().items():
+            student.load_role_state_dict(tensors[name])
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{folder} does not fit the recipe ({error}); change only what is asked of a trained student, such as export.formats"
+        ) from error
     if which == "last":
         average = EMA(distiller.players()["student"], recipe.train.ema_decay)
         average.load_state_dict(tensors["ema"])

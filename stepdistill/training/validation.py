@@ -50,7 +50,7 @@ class Validator:
         self.distiller, self.data, self.config = distiller, data, config
         self.folder, self.scorer = run_dir / "samples", scorer
         self.prompts = list(config.prompts or data.prompts[:NUM_PROMPTS])
-        self.cond = encode_prompts(distiller.teacher, self.prompts).to(data.cond.device)
+        self.cond = encode_prompts(distiller.teacher, self.prompts).to(data.device)
         self._teacher: tuple[Latents, Latents] | None = None
         self._endpoint: Latents | None = None
 
@@ -141,7 +141,7 @@ class Validator:
 
     def diversity(self) -> Tensor:
         """Mean distance between latents of one prompt over seeds, as a part of the latents' norm."""
-        rows = torch.arange(len(self.cond), device=self.data.cond.device).repeat_interleave(NUM_SEEDS)
+        rows = torch.arange(len(self.cond), device=self.data.device).repeat_interleave(NUM_SEEDS)
         latents = self.student_latents(self.cond[rows], "diversity").flatten(1).float()
         groups = latents.view(len(self.cond), NUM_SEEDS, -1)
         pairs = torch.cdist(groups, groups).sum((1, 2)) / (NUM_SEEDS * (NUM_SEEDS - 1))
@@ -152,14 +152,13 @@ class Validator:
         if self.scorer is None or self.config.num_scored == 0:
             return {}
         count = min(self.config.num_scored, len(self.data.prompts))
-        rows = torch.arange(count, device=self.data.cond.device)
-        latents = self.student_latents(self.data.cond[rows], "scored")
+        latents = self.student_latents(self.data.cond[:count].to(self.data.device), "scored")
         images = torch.cat([self.distiller.teacher.decode(part) for part in latents.split(SAMPLE_BATCH)])
         scores = self.scorer(images, self.data.prompts[:count])
         return {f"validation/{name}": value for name, value in scores.items()}
 
     def _stream(self, purpose: str, indices: Sequence[int]) -> RandomStream:
-        return RandomStream(self.config.seed, 0, tuple(indices), self.data.cond.device).fork(
+        return RandomStream(self.config.seed, 0, tuple(indices), self.data.device).fork(
             f"validation/{purpose}"
         )
 

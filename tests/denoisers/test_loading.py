@@ -59,6 +59,13 @@ def test_folder_without_an_index(folder):
     one_line(error)
 
 
+def test_the_folder_of_a_lora(tmp_path):
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    with pytest.raises(UserError, match=r"holds a LoRA.*export\.formats=\[pipeline\]") as error:
+        load_teacher(tmp_path)
+    one_line(error)
+
+
 def test_a_file_is_not_a_folder(folder):
     with pytest.raises(UserError, match="is a file"):
         load_teacher(folder / "model_index.json")

@@ -58,6 +58,11 @@ class LCMConfig(GuidedConfig):
     target_decay: float = Field(default=0.95, ge=0.0, lt=1.0, description="decay of that average")
     huber_c: float = Field(default=1e-3, ge=0.0, description="where the loss turns from quadratic to linear")
 
+    @property
+    def num_targets(self) -> int:
+        """The average behind the targets, where it is not the student itself."""
+        return 1 if self.target == "ema" else 0
+
 
 class LCM(GuidedDistiller):
     """Consistency between neighbours on the guided teacher's grid, within one or several segments."""

@@ -67,6 +67,11 @@ class DistributionMatchingConfig(DistillerConfig):
         "high noise count, where an eps error hardly sees x0",
     )
 
+    @property
+    def num_fake_scores(self) -> int:
+        """One for each expert."""
+        return self.num_experts
+
 
 ConfigT = TypeVar("ConfigT", bound=DistributionMatchingConfig)
 

@@ -1,0 +1,53 @@
+"""Data stay where they are; batches go where training is."""
+
+from __future__ import annotations
+
+import torch
+
+from stepdistill.conditioning import Conditioning
+from stepdistill.data.source import TrainingData
+from stepdistill.data.trajectories import TeacherPairs
+
+
+def data_of(count: int = 6) -> TrainingData:
+    cond = Conditioning({"tokens": torch.arange(count)[:, None].float()})
+    real = torch.arange(4.0)[:, None]
+    return TrainingData(
+        prompts=tuple(map(str, range(count))),
+        cond=cond,
+        uncond=Conditioning({"tokens": -torch.ones(1, 1)}),
+        shape=(1,),
+        latents=10 + real,
+        latents_cond=Conditioning({"tokens": 10 + real}),
+        pairs=TeacherPairs(noise=torch.arange(9.0)[:, None], x0=-torch.arange(9.0)[:, None]),
+    )
+
+
+def test_batches_go_to_the_device_and_the_data_do_not() -> None:
+    data = data_of().to("meta")
+    batch = data.batch(seed=0, step=0, indices=[0, 1], size=2)
+    assert batch.latents is not None
+    assert batch.latents_cond is not None
+    assert batch.pairs is not None
+    parts = [batch.cond, batch.uncond, batch.latents_cond, batch.latents, batch.noise("x"), batch.pairs.noise,
+             batch.pairs.x0, batch.pairs.cond]  # fmt: skip
+    assert {part.device.type for part in parts} == {"meta"}
+    assert data.latents is not None
+    assert {data.cond.device.type, data.latents.device.type} == {"cpu"}
+    assert data.device.type == "meta"
+    assert data_of().device.type == "cpu"
+
+
+def test_rows_of_a_batch_belong_together() -> None:
+    data = data_of()
+    for step in range(4):
+        batch = data.batch(seed=1, step=step, indices=[0, 1, 2], size=3)
+        assert [str(int(row)) for row in batch.cond["tokens"].flatten()] == list(batch.prompts)
+        assert batch.latents is not None
+        assert batch.latents_cond is not None
+        assert torch.equal(batch.latents, batch.latents_cond["tokens"])
+        assert batch.pairs is not None
+        assert torch.equal(batch.pairs.noise, -batch.pairs.x0)
+        assert torch.equal(batch.pairs.noise % 6, batch.pairs.cond["tokens"]), (
+            "pair i is of prompt i, counted round"
+        )
