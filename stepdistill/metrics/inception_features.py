@@ -38,7 +38,7 @@ VARIANTS = {
         InceptionVariant("legacy_tf", resizes.tensorflow_bilinear, "(x-128)/128"),
         InceptionVariant("pytorch_fid", resizes.torch_bilinear, "x/127.5-1"),
         InceptionVariant("torchmetrics", resizes.torch_bilinear_antialiased, "(x-128)/128"),
-        InceptionVariant("clean_fast", resizes.bicubic, "(x-128)/128"),
+        InceptionVariant("clean_fast", resizes.clean_on_device, "(x-128)/128"),
     )
 }
 """By name. `clean` is clean-fid's (DMD, DMD2, GigaGAN), `legacy_tf` that of TensorFlow, EDM and StyleGAN, `pytorch_fid` that of

@@ -44,11 +44,15 @@ def precision_recall_density_coverage(
 
     def radii(a: Tensor) -> Tensor:
         # The nearest of its own set is the sample itself, at distance zero.
-        rows = [torch.cdist(part, a, compute_mode=mode).kthvalue(k + 1, dim=1).values for part in a.split(block)]
+        rows = [
+            torch.cdist(part, a, compute_mode=mode).kthvalue(k + 1, dim=1).values for part in a.split(block)
+        ]
         return torch.cat(rows)
 
     radius_x, radius_y = radii(x), radii(y)
-    balls = torch.zeros(len(y), dtype=torch.long, device=x.device)  # balls of real samples around each fake one
+    balls = torch.zeros(
+        len(y), dtype=torch.long, device=x.device
+    )  # balls of real samples around each fake one
     recalled, covered = [], []
     for part, radius in zip(x.split(block), radius_x.split(block), strict=True):
         distances = torch.cdist(part, y, compute_mode=mode)

@@ -165,6 +165,8 @@ def patches(
             cut.append(centre_crop(picture, size))
         else:
             rng = np.random.default_rng((seed, zlib.crc32(picture.tobytes())))
-            corners = [[int(rng.integers(side - size + 1)) for side in picture.size] for _ in range(num_patches)]
+            corners = [
+                [int(rng.integers(side - size + 1)) for side in picture.size] for _ in range(num_patches)
+            ]
             cut += [picture.crop((left, top, left + size, top + size)) for left, top in corners]
     return cut

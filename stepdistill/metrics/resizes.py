@@ -24,12 +24,14 @@ def pil_bicubic(images: Tensor, size: int) -> Tensor:
     return stacked.clamp(0, 255).unflatten(0, images.shape[:2]).to(images.device)
 
 
-def bicubic(images: Tensor, size: int) -> Tensor:
+def clean_on_device(images: Tensor, size: int) -> Tensor:
     """The same filter in torch, on the images' device: within 0.001 of `pil_bicubic`, for measuring while training."""
-    if images.shape[-2:] == (size, size):
-        return images.float()
-    resized = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp(0, 255)
+    return torch_bicubic_antialiased(images, size).clamp(0, 255)
+
+
+def torch_bicubic_antialiased(images: Tensor, size: int) -> Tensor:
+    """EDM2's for DINOv2: bicubic, antialiased, overshoots kept."""
+    return F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
 
 
 def tensorflow_bilinear(images: Tensor, size: int) -> Tensor:
@@ -60,6 +62,4 @@ def torch_bilinear(images: Tensor, size: int) -> Tensor:
 
 def torch_bilinear_antialiased(images: Tensor, size: int) -> Tensor:
     """torchmetrics' default: bilinear, half-pixel centres, antialiased."""
-    return F.interpolate(
-        images.float(), (size, size), mode="bilinear", align_corners=False, antialias=True
-    )
+    return F.interpolate(images.float(), (size, size), mode="bilinear", align_corners=False, antialias=True)
