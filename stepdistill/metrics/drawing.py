@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.generation import Generation, as_bytes, batches, generate, prompt_seed
+from stepdistill.metrics.generation import Generation, batches, generate, prompt_seed
 from stepdistill.metrics.picture_store import (
     MANIFEST,
     PictureRecord,
@@ -21,6 +20,7 @@ from stepdistill.metrics.picture_store import (
     read_manifest,
     write_manifest,
 )
+from stepdistill.metrics.preprocess import to_bytes, to_pictures
 from stepdistill.metrics.processes import Crew
 from stepdistill.metrics.prompt_sets import PromptSet
 from stepdistill.metrics.protocols import Benchmark
@@ -81,8 +81,7 @@ def draw(
         with torch.random.fork_rng():
             torch.manual_seed(seeds[0])
             images = generate(generation, prompts, seeds)
-        levels = as_bytes(images, assignment.protocol.rounding).permute(0, 2, 3, 1).contiguous()
-        store.add([Image.fromarray(picture.numpy()) for picture in levels], records)
+        store.add(to_pictures(to_bytes(images, rounding=assignment.protocol.rounding)), records)
         if progress is not None:
             progress("pictures", number, len(own))
 

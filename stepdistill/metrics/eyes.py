@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -15,20 +15,40 @@ from torch import Tensor
 
 from stepdistill.data.emoji import EmojiWorld
 from stepdistill.errors import UserError
+from stepdistill.metrics.cmmd_features import CMMDFeatures
+from stepdistill.metrics.dino_features import DinoFeatures
+from stepdistill.metrics.diversity import mean_pairwise_cosine, vendi_score
 from stepdistill.metrics.emoji import answers_of, load_evaluator
 from stepdistill.metrics.evaluator import Evaluator
-from stepdistill.metrics.picture_store import PictureRecord
-from stepdistill.metrics.protocols import EMOJI, Benchmark
+from stepdistill.metrics.extractors import emoji_clip
+from stepdistill.metrics.features import FeatureNetwork, PatchFeatures
+from stepdistill.metrics.inception_features import VARIANTS, InceptionFeatures
+from stepdistill.metrics.lpips import LPIPS
+from stepdistill.metrics.paired import psnr, ssim
+from stepdistill.metrics.picture_store import PictureRecord, PictureStore
+from stepdistill.metrics.preprocess import of_pictures, square
+from stepdistill.metrics.protocols import EMOJI, Benchmark, record_hash
 from stepdistill.metrics.scorers import background_error, is_right
 from stepdistill.metrics.scoring import Eye
 
 Pictures = Sequence[Image.Image]
 
 
-def levels(picture: Image.Image) -> Tensor:
-    """One picture as an image (3, H, W) in [0, 1]."""
-    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return data.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 255
+class Scorer(Protocol):
+    """Rates pictures given their prompts: every prompt scorer of this package, and users' functions."""
+
+    @property
+    def name(self) -> str:
+        """Model and variant, as numbers are labelled."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """What the numbers depend on, JSON-able."""
+        ...
+
+    def __call__(self, images: Any, prompts: Sequence[str], /) -> Tensor:
+        """One number for each picture (B,)."""
+        ...
 
 
 def one_size(pictures: Pictures, asked_by: str) -> Tensor:
@@ -39,7 +59,7 @@ def one_size(pictures: Pictures, asked_by: str) -> Tensor:
     """
     if len({picture.size for picture in pictures}) > 1:
         raise UserError(f"{asked_by} needs pictures of one size; resize them first")
-    return torch.stack([levels(picture) for picture in pictures])
+    return of_pictures(pictures).float() / 255
 
 
 class PixelEye:
@@ -55,7 +75,7 @@ class PixelEye:
     def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """`brightness` is the mean of all levels, `contrast` their standard deviation."""
         del records
-        images = [255 * levels(picture).double() for picture in pictures]
+        images = [of_pictures([picture]).double() for picture in pictures]
         return {
             "brightness": torch.stack([image.mean() for image in images]),
             "contrast": torch.stack([image.std(correction=0) for image in images]),
@@ -65,7 +85,7 @@ class PixelEye:
 class EmojiEye:
     """The eye and the judge of the embedded problem: features, CLIP score, and whether the caption is satisfied."""
 
-    name = "emoji"
+    name = "emoji-clip"
     sees_prompts = False
 
     def __init__(self, evaluator: Evaluator | None = None, world: EmojiWorld | None = None) -> None:
@@ -103,36 +123,159 @@ class EmojiEye:
         }
 
 
-class UserEye:
-    """A user's own scorer: `package.module:function` of PIL pictures and prompts, one number a picture."""
+class FeatureEye:
+    """A feature network, after the protocol's crop and resize to a square."""
 
     sees_prompts = False
+
+    def __init__(self, network: FeatureNetwork, *, side: int | None = None) -> None:
+        self.network, self.side = network, side
+        self.name = network.name if side is None else f"{network.name}/square{side}"
+
+    def record(self) -> dict[str, Any]:
+        """The network's own record, with the square."""
+        return self.network.protocol() | {"eye": self.name, "square": self.side}
+
+    def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
+        """The column `features`."""
+        del records
+        return {"features": self.network(squares(pictures, self.side)).float()}
+
+
+class ScorerEye:
+    """A scorer of pictures and prompts, after the protocol's square where the variant asks for it."""
+
+    sees_prompts = False
+
+    def __init__(self, scorer: Scorer, *, side: int | None = None) -> None:
+        self.scorer, self.side = scorer, side
+        self.name = scorer.name if side is None else f"{scorer.name}/square{side}"
+
+    def record(self) -> dict[str, Any]:
+        """The scorer's own record, with the square."""
+        return dict(self.scorer.description()) | {"eye": self.name, "square": self.side}
+
+    def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
+        """The column `score`."""
+        prompts = [record.prompt for record in records]
+        if not any(prompts):
+            raise UserError(f"{self.name} needs the prompts of the pictures: give --prompts FILE")
+        return {"score": self.scorer(squares(pictures, self.side), prompts).float()}
+
+
+class FunctionScorer:
+    """A user's own scorer: `package.module:function` of PIL pictures and prompts, one number a picture."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         module, _, function = name.partition(":")
         try:
-            self.score: Callable[[Pictures, list[str]], Any] = getattr(import_module(module), function)
+            self.function: Callable[[Pictures, Sequence[str]], Any] = getattr(import_module(module), function)
         except (ImportError, AttributeError) as error:
-            raise UserError(f"the metric '{name}' cannot be imported: {error}; give package.module:function") from error
+            raise UserError(
+                f"the metric '{name}' cannot be imported: {error}; give package.module:function"
+            ) from error
+
+    def description(self) -> dict[str, Any]:
+        """The name alone: a function has no version that could be read."""
+        return {"name": self.name}
+
+    def __call__(self, pictures: Pictures, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,)."""
+        return torch.as_tensor(self.function(pictures, prompts), dtype=torch.float32)
+
+
+class DiversityEye:
+    """How much the pictures of one prompt differ over seeds: a mean over pairs, and the effective number of different ones."""
+
+    sees_prompts = True
+
+    def __init__(self, name: str, *, features: FeatureNetwork | None = None, lpips: LPIPS | None = None) -> None:
+        self.name, self.features, self.lpips = name, features, lpips
 
     def record(self) -> dict[str, Any]:
-        """The name alone: a function has no version that could be read."""
-        return {"eye": self.name}
+        """The networks."""
+        network = {} if self.features is None else self.features.protocol()
+        return {"eye": self.name, "lpips": None if self.lpips is None else self.lpips.name, **network}
 
     def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
-        """The column `score`."""
-        values = self.score(pictures, [record.prompt for record in records])
-        return {"score": torch.as_tensor(values, dtype=torch.float32)}
+        """`cosine_diversity` and `vendi` of features, `lpips_diversity` of LPIPS, one row a prompt."""
+        count = sum(record.prompt_index == records[0].prompt_index for record in records)
+        groups = [pictures[start : start + count] for start in range(0, len(pictures), count)]
+        columns: dict[str, list[float]] = {}
+        for group in groups:
+            if self.features is not None:
+                features = self.features(group)
+                columns.setdefault("cosine_diversity", []).append(mean_pairwise_cosine(features))
+                columns.setdefault("vendi", []).append(vendi_score(features))
+            if self.lpips is not None:
+                distances = self.lpips.pairwise(one_size(group, self.name))
+                columns.setdefault("lpips_diversity", []).append(float(distances.double().mean()))
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+
+
+class PairEye:
+    """How near each picture is to the teacher's of the same prompt and seed: PSNR, SSIM and, where it is given, LPIPS."""
+
+    sees_prompts = False
+
+    def __init__(self, teacher: PictureStore, lpips: LPIPS | None = None) -> None:
+        self.teacher, self.lpips = teacher, lpips
+        self.name = "pair" if lpips is None else f"pair/{lpips.name.replace('/', '-')}"
+        self.partners = teacher.records()
+
+    def record(self) -> dict[str, Any]:
+        """The teacher's pictures."""
+        digests = [record.digest for record in self.partners.values()]
+        return {"eye": self.name, "teacher": record_hash({"pictures": digests})}
+
+    def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
+        """Columns `psnr`, `ssim` and `lpips`."""
+        own = one_size(pictures, "a pair")
+        others = one_size([self.teacher.open(self.partners[record.index]) for record in records], "a pair")
+        if own.shape != others.shape:
+            raise UserError(
+                f"the teacher's pictures are {others.shape[3]} x {others.shape[2]}, not {own.shape[3]} x {own.shape[2]}: "
+                "draw both at one size"
+            )
+        columns = {"psnr": psnr(own, others), "ssim": ssim(own, others)}
+        return columns if self.lpips is None else columns | {"lpips": self.lpips(own, others)}
+
+
+def squares(pictures: Pictures, side: int | None) -> Pictures:
+    """Centre squares of that side, by LANCZOS; the pictures themselves where None."""
+    return pictures if side is None else [square(picture, side) for picture in pictures]
 
 
 EyeMaker = Callable[[Benchmark, torch.device], Eye]
 
+
+def _inception(variant: str) -> EyeMaker:
+    return lambda protocol, device: FeatureEye(
+        InceptionFeatures.load(variant).to(device), side=protocol.square
+    )
+
+
+def _patch(protocol: Benchmark, device: torch.device) -> Eye:
+    return FeatureEye(PatchFeatures(InceptionFeatures.load("clean").to(device)))
+
+
 EYES: dict[str, EyeMaker] = {
     "pixels": lambda protocol, device: PixelEye(),
-    "emoji": lambda protocol, device: EmojiEye(),
+    "emoji-clip": lambda protocol, device: EmojiEye(),
+    **{f"inception/{variant}": _inception(variant) for variant in VARIANTS},
+    "inception/clean/patch-center299": _patch,
+    "dinov2-large/pil": lambda protocol, device: FeatureEye(DinoFeatures.load().to(device)),
+    "cmmd": lambda protocol, device: FeatureEye(CMMDFeatures.load().to(device)),
+    "diversity/emoji-clip": lambda protocol, device: DiversityEye("diversity/emoji-clip", features=emoji_clip()),
+    "diversity/lpips-vgg": lambda protocol, device: DiversityEye(
+        "diversity/lpips-vgg", lpips=LPIPS.load("vgg").to(device)
+    ),
+    "diversity/dinov2-large": lambda protocol, device: DiversityEye(
+        "diversity/dinov2-large", features=DinoFeatures.load().to(device)
+    ),
 }
-"""Variants by name; a prefix before the first slash stands for a family."""
+"""Variants by name."""
 
 
 def open_eye(variant: str, protocol: Benchmark, device: torch.device) -> Eye:
@@ -141,9 +284,8 @@ def open_eye(variant: str, protocol: Benchmark, device: torch.device) -> Eye:
     Raises:
         UserError: there is none of that name, or its weights are not to be had.
     """
+    if variant in EYES:
+        return EYES[variant](protocol, device)
     if ":" in variant:
-        return UserEye(variant)
-    maker = EYES.get(variant) or EYES.get(variant.split("/")[0])
-    if maker is None:
-        raise UserError(f"there is no metric variant '{variant}'; there are {', '.join(EYES)}")
-    return maker(protocol, device)
+        return ScorerEye(FunctionScorer(variant))
+    raise UserError(f"there is no metric variant '{variant}'; there are {', '.join(EYES)}")

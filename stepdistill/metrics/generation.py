@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -67,12 +67,7 @@ class Generation:
         pipe = self.pipeline
         if pipe is None:
             raise ValueError("only a pipeline's measurements can be cached: a callable has no address")
-        modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-        weights = {
-            f"{name}.{key}": tensor
-            for name, part in modules.items()
-            for key, tensor in part.state_dict().items()
-        }
+        weights = weights_of(pipe)
         if any(".lora_" in name for name in weights):
             raise ValueError("the pipeline carries adapters: cache the measurements of a copy without them")
         scheduler = self.scheduler or pipe.scheduler
@@ -85,6 +80,14 @@ class Generation:
         ]
         text = json.dumps(call, sort_keys=True, default=str)
         return hashlib.blake2b(f"{fingerprint(weights.items())}{text}".encode(), digest_size=12).hexdigest()
+
+
+def weights_of(pipe: DiffusionPipeline) -> dict[str, Tensor]:
+    """All weights of a pipeline's networks, adapters too, by component and name."""
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    return {
+        f"{name}.{key}": tensor for name, part in modules.items() for key, tensor in part.state_dict().items()
+    }
 
 
 def prompt_seed(protocol_seed: int, index: int, sample: int = 0) -> int:
@@ -174,11 +177,6 @@ def batches(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-def as_bytes(images: Tensor, rounding: Literal["round", "truncate"] = "round") -> Tensor:
-    """Images in [0, 1] as uint8. diffusers rounds; DMD2's evaluation truncates, half a level darker on average.
-
-    >>> as_bytes(torch.tensor([0.501])), as_bytes(torch.tensor([0.501]), "truncate")
-    (tensor([128], dtype=torch.uint8), tensor([127], dtype=torch.uint8))
-    """
-    levels = images * 255
-    return (levels.round() if rounding == "round" else levels).clamp(0, 255).to(torch.uint8)
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from stepdistill.errors import UserError
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, PARTS = "manifest.jsonl", ".parts"
 FileFormat = Literal["png", "webp"]
 """Both without loss; webp is smaller and slower."""
 PICTURE_ENDINGS = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
@@ -50,7 +50,7 @@ class PictureStore:
 
     def __init__(self, folder: Path, file_format: FileFormat = "png") -> None:
         self.folder, self.file_format = folder, file_format
-        self.parts = folder / ".parts" / "manifest"
+        self.parts = folder / PARTS / "manifest"
 
     def records(self) -> dict[int, PictureRecord]:
         """All records whose picture is there and whole, by index."""

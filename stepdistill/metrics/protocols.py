@@ -220,8 +220,11 @@ BENCHMARKS = (
         "emoji",
         prompts="emoji",
         num_prompts=2000,
-        variants=tuple((name, "emoji") for name in ("fid", "kid", "prdc", "clip", "prompt_accuracy", "background_error"))
-        + (("cosine_diversity", "diversity/emoji"),),
+        variants=tuple(
+            (name, "emoji-clip")
+            for name in ("frechet_distance", "kid", "prdc", "clip", "prompt_accuracy", "background_error")
+        )
+        + (("cosine_diversity", "diversity/emoji-clip"),),
         reference="the real scenes that the captions were drawn from",
         source="the embedded problem",
     ),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from stepdistill.errors import UserError
+from stepdistill.metrics.kernels import cmmd, kernel_distance_of_subsets
+from stepdistill.metrics.neighbours import precision_recall_density_coverage
 from stepdistill.metrics.scoring import Columns
 from stepdistill.metrics.stats import (
     FeatureStats,
@@ -19,6 +21,7 @@ from stepdistill.metrics.stats import (
 )
 
 JACKKNIFE_GROUPS = 10
+ALL_PAIRS = 10_000
 
 
 class RealSide(Protocol):
@@ -98,28 +101,43 @@ def frechet(columns: Columns, name: str, real: RealSide | None) -> dict[str, Red
             stats = FeatureStats.of(kept)
             return frechet_distance(stats.mean, stats.cov, mean_real, cov_real)
 
-    return {name: Reduced(Estimate(distance(features), jackknife(distance, features)))}
+    return {name: Reduced(Estimate(distance(features), jackknife(distance, features, columns.prompt_index)))}
 
 
 def kernel(columns: Columns, name: str, real: RealSide | None) -> dict[str, Reduced]:
-    """Unbiased kernel distance over all pairs; no standard error."""
-    others = required_features(real, name)
-    return {name: Reduced(Estimate(kernel_distance(columns.values["features"], others)))}
+    """Kernel distance: over all pairs up to `ALL_PAIRS` pictures, else over 100 subsets of 1,000 with their standard error."""
+    fake, others = columns.values["features"], required_features(real, name)
+    if max(len(fake), len(others)) <= ALL_PAIRS:
+        return {name: Reduced(Estimate(kernel_distance(fake, others)))}
+    subsets = kernel_distance_of_subsets(fake, others, num_subsets=100, subset_size=1000)
+    return {f"{name}_subsets": Reduced(Estimate(subsets.mean, subsets.std / 10))}
 
 
-def jackknife(statistic: Callable[[Tensor], float], rows: Tensor) -> float | None:
-    """Standard error of a statistic of rows, by leaving out each of ten interleaved groups; None for fewer than 20 rows.
+def neighbours(columns: Columns, name: str, real: RealSide | None) -> dict[str, Reduced]:
+    """Precision, recall, density and coverage of the fifth neighbours; no standard errors."""
+    found = precision_recall_density_coverage(required_features(real, name), columns.values["features"], k=5)
+    return {each: Reduced(Estimate(float(value))) for each, value in found._asdict().items()}
 
-    >>> values = torch.arange(40.0); error = jackknife(lambda kept: float(kept.mean()), values)
-    >>> round(error, 3), round(float(values.std() / 40**0.5), 3)
-    (0.479, 1.848)
+
+def clip_distance(columns: Columns, name: str, real: RealSide | None) -> dict[str, Reduced]:
+    """CMMD, times 1,000; no standard error."""
+    return {name: Reduced(Estimate(cmmd(columns.values["features"], required_features(real, name))))}
+
+
+def jackknife(statistic: Callable[[Tensor], float], rows: Tensor, groups: Tensor) -> float | None:
+    """Standard error of a statistic of rows, by leaving out each tenth of the prompts in turn; None for fewer than 20 rows.
+
+    >>> values = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    >>> error = jackknife(lambda kept: float(kept.mean()), values, torch.arange(4000))
+    >>> 0.5 < error / (4000**-0.5) < 1.5
+    True
     """
-    groups = torch.arange(len(rows)) % JACKKNIFE_GROUPS
     if len(rows) < 2 * JACKKNIFE_GROUPS:
         return None
-    left = torch.tensor([statistic(rows[groups != group]) for group in range(JACKKNIFE_GROUPS)])
+    folds = groups % JACKKNIFE_GROUPS
+    left = torch.tensor([statistic(rows[folds != fold]) for fold in range(JACKKNIFE_GROUPS)]).double()
     factor = (JACKKNIFE_GROUPS - 1) / JACKKNIFE_GROUPS
-    return float((factor * (left.double() - left.double().mean()).square().sum()).sqrt())
+    return float((factor * (left - left.mean()).square().sum()).sqrt())
 
 
 def required(real: RealSide | None, name: str) -> RealSide:

@@ -21,7 +21,7 @@ from torch import Tensor
 from stepdistill.errors import UserError
 from stepdistill.metrics.drawing import Progress
 from stepdistill.metrics.generation import batches
-from stepdistill.metrics.picture_store import PictureRecord, PictureStore
+from stepdistill.metrics.picture_store import PARTS, PictureRecord, PictureStore
 from stepdistill.metrics.processes import Crew
 
 _EYE = b"stepdistill.eye"
@@ -73,7 +73,7 @@ class ScoreTable:
     def __init__(self, folder: Path, eye: Eye) -> None:
         slug = eye.name.replace("/", "-").replace(":", "-")
         self.path = folder / "scores" / f"{slug}.parquet"
-        self.parts = folder / ".parts" / "scores" / slug
+        self.parts = folder / PARTS / "scores" / slug
         self.eye = eye
         self.metadata = {_EYE: json.dumps(eye.record(), sort_keys=True).encode()}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from stepdistill.data.source import TrainingData, prepare_data
 from stepdistill.data.trajectories import Watch, teacher_pairs
@@ -205,10 +206,17 @@ def restore(run_dir: Path, *, which: Literal["last", "best"] = "last") -> tuple[
             f"'{run_dir}' holds no {which} checkpoint; run `stepdistill distill {run_dir}/recipe.yaml` first"
         )
     tensors, _ = load_checkpoint(folder)
-    for name, student in distiller.students().items():
-        student.load_role_state_dict(tensors[name])
-    if which == "last":
-        average = EMA(distiller.players()["student"], recipe.train.ema_decay)
-        average.load_state_dict(tensors["ema"])
-        average.write_to_parameters()
+    load_student(distiller, recipe, tensors, averaged=which == "last")
     return distiller, recipe
+
+
+def load_student(
+    distiller: Distiller, recipe: Recipe, tensors: Mapping[str, Mapping[str, Tensor]], *, averaged: bool = True
+) -> None:
+    """Put the student of a checkpoint into a distiller, by default its average over training."""
+    for name, student in distiller.students().items():
+        student.load_role_state_dict(dict(tensors[name]))
+    if averaged:
+        average = EMA(distiller.players()["student"], recipe.train.ema_decay)
+        average.load_state_dict(dict(tensors["ema"]))
+        average.write_to_parameters()
