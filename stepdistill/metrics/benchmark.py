@@ -30,9 +30,16 @@ from stepdistill.metrics.lpips import LPIPS
 from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.picture_store import PARTS, FileFormat, PictureStore, write_text
 from stepdistill.metrics.processes import Crew
-from stepdistill.metrics.protocols import Benchmark
 from stepdistill.metrics.prompt_sets import PromptSet
-from stepdistill.metrics.real_sides import Features, Moments, Surroundings, open_real_side, picture_features, scored
+from stepdistill.metrics.protocols import Benchmark
+from stepdistill.metrics.real_sides import (
+    Features,
+    Moments,
+    Surroundings,
+    open_real_side,
+    picture_features,
+    scored,
+)
 from stepdistill.metrics.reductions import Reduced
 from stepdistill.metrics.scoring import Columns, Eye, ScoreTable
 from stepdistill.metrics.timing import CostRules, measure_cost
@@ -97,7 +104,10 @@ def run_benchmark(
     """
     crew = crew or Crew.join()
     names, protocol = chosen_metrics(
-        metrics, protocol, has_reference=options.reference is not None, has_teacher=options.teacher is not None
+        metrics,
+        protocol,
+        has_reference=options.reference is not None,
+        has_teacher=options.teacher is not None,
     )
     assignment = None if prompts is None else Assignment(protocol, prompts)
     run = _Run(drawn, protocol, assignment, options, crew)
@@ -118,7 +128,12 @@ class _Run:
     """One call of `run_benchmark`."""
 
     def __init__(
-        self, drawn: Drawn, protocol: Benchmark, assignment: Assignment | None, options: BenchmarkOptions, crew: Crew
+        self,
+        drawn: Drawn,
+        protocol: Benchmark,
+        assignment: Assignment | None,
+        options: BenchmarkOptions,
+        crew: Crew,
     ) -> None:
         self.drawn, self.protocol, self.assignment = drawn, protocol, assignment
         self.options, self.crew = options, crew
@@ -195,9 +210,15 @@ class _Run:
             adopt(folder, store, self.assignment)
         self.crew.wait()
         mine, theirs = self.store.records(), store.records()
-        if {index: each.seed for index, each in mine.items()} != {index: each.seed for index, each in theirs.items()}:
-            raise UserError(f"'{folder}' was drawn from other seeds; pairs need the same --protocol, --prompts and --samples")
-        return PairEye(store, LPIPS.load("vgg").to(self.crew.device) if variant.endswith("lpips-vgg") else None)
+        if {index: each.seed for index, each in mine.items()} != {
+            index: each.seed for index, each in theirs.items()
+        }:
+            raise UserError(
+                f"'{folder}' was drawn from other seeds; pairs need the same --protocol, --prompts and --samples"
+            )
+        return PairEye(
+            store, LPIPS.load("vgg").to(self.crew.device) if variant.endswith("lpips-vgg") else None
+        )
 
     def side(self, compares: str, eye: Eye) -> Features | Moments | None:
         """What the eye's features are compared with."""
@@ -216,7 +237,9 @@ class _Run:
             UserError: none was given.
         """
         if self.options.teacher is None:
-            raise UserError("this metric compares with the teacher: give --teacher FOLDER, a run of it on the same prompts")
+            raise UserError(
+                "this metric compares with the teacher: give --teacher FOLDER, a run of it on the same prompts"
+            )
         if not self.options.teacher.is_dir():
             raise UserError(f"--teacher: there is no folder '{self.options.teacher}'")
         return self.options.teacher
@@ -257,7 +280,11 @@ class _Run:
         prompts = [record for record in records if record.sample == 0]
         return RunResults(
             protocol=self.protocol.to_json(),
-            prompts={"digest": self.prompts_digest(), "n": len(prompts), "first": [each.prompt for each in prompts[:3]]},
+            prompts={
+                "digest": self.prompts_digest(),
+                "n": len(prompts),
+                "first": [each.prompt for each in prompts[:3]],
+            },
             seeds={
                 "protocol_seed": self.protocol.seed,
                 "rule": "the first 63 bits of blake2b-64('SEED/PROMPT/SAMPLE')",
@@ -283,12 +310,16 @@ def claim(out: Path, identity: dict[str, Any], crew: Crew) -> None:
         try:
             write_text(path, json.dumps(identity, indent=1) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write to '{out}': {error.strerror or error}; give another --out") from error
+            raise UserError(
+                f"cannot write to '{out}': {error.strerror or error}; give another --out"
+            ) from error
     crew.wait()
     found = json.loads(path.read_text(encoding="utf-8"))
     changed = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
     if changed:
-        raise UserError(f"'{out}' holds pictures of another run ({', '.join(changed)} differ); give another --out")
+        raise UserError(
+            f"'{out}' holds pictures of another run ({', '.join(changed)} differ); give another --out"
+        )
 
 
 def contract_row(model: ModelRecord, numbers: dict[str, Number], cost: CostRecord, n: int) -> dict[str, Any]:

@@ -84,7 +84,11 @@ def cost_columns(runs: Sequence[RunResults]) -> list[CostColumn]:
 def best_rank(column: NumberColumn, run: RunResults, runs: Sequence[RunResults]) -> int | None:
     """1 for the best number of a column and 2 for the second, of at least two; else None."""
     values = sorted(
-        {number.value for each in runs if (number := column.value(each)) is not None and number.value is not None},
+        {
+            number.value
+            for each in runs
+            if (number := column.value(each)) is not None and number.value is not None
+        },
         key=lambda value: -column.better * value,
     )
     own = column.value(run)
@@ -145,7 +149,9 @@ def _markdown(runs: Sequence[RunResults]) -> str:
     marks = {None: "{}", 1: "**{}**", 2: "<u>{}</u>"}
     for run in runs:
         cells = [
-            marks[best_rank(column, run, runs) if (text := number_text(column.value(run))) else None].format(text)
+            marks[best_rank(column, run, runs) if (text := number_text(column.value(run))) else None].format(
+                text
+            )
             for column in columns
         ]
         lines.append([run.model.name.replace("|", "\\|"), *(cost.text(run) for cost in costs), *cells])
@@ -171,10 +177,14 @@ def _latex(runs: Sequence[RunResults]) -> str:
     ]
     for run in runs:
         cells = [
-            marks[best_rank(column, run, runs) if (text := number_text(column.value(run), "$\\pm$")) else None].format(text)
+            marks[
+                best_rank(column, run, runs) if (text := number_text(column.value(run), "$\\pm$")) else None
+            ].format(text)
             for column in columns
         ]
-        lines.append(" & ".join([_tex(run.model.name), *(_tex(cost.text(run)) for cost in costs), *cells]) + " \\\\")
+        lines.append(
+            " & ".join([_tex(run.model.name), *(_tex(cost.text(run)) for cost in costs), *cells]) + " \\\\"
+        )
     notes = [
         f"% {label}: {column.variant}, protocol {column.protocol_name} {column.protocol}"
         for label, column in zip(labels(columns), columns, strict=True)
@@ -187,11 +197,17 @@ def _csv(runs: Sequence[RunResults]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     keys = [f"{column.name}@{column.protocol}" for column in columns]
-    writer.writerow(["model", *(cost.name for cost in COSTS), *(each for key in keys for each in (key, f"{key} se"))])
+    writer.writerow(
+        ["model", *(cost.name for cost in COSTS), *(each for key in keys for each in (key, f"{key} se"))]
+    )
     for run in runs:
         costs = [getattr(run.model if cost.field == "model" else run.cost, cost.name) for cost in COSTS]
         numbers = [column.value(run) for column in columns]
-        cells = [each for number in numbers for each in ((number.value, number.standard_error) if number else (None, None))]
+        cells = [
+            each
+            for number in numbers
+            for each in ((number.value, number.standard_error) if number else (None, None))
+        ]
         writer.writerow([run.model.name, *costs, *cells])
     return buffer.getvalue()
 

@@ -15,6 +15,8 @@ from stepdistill.metrics.plots import CYCLE, FAINT, STYLE, to_svg
 
 DIVERSITY = ("lpips_diversity", "vendi", "cosine_diversity", "recall")
 """Numbers that a diversity axis may show, the first that is there."""
+HEADLINES = ("fid", "frechet_distance", "clip", "hps", "imagereward", "prompt_accuracy")
+"""Numbers that are drawn against latency and diversity too; the others against steps alone."""
 Point = tuple[float, Number, RunResults]
 
 
@@ -22,9 +24,12 @@ def figures(runs: Sequence[RunResults]) -> dict[str, str]:
     """All plots that the runs have numbers for, as SVG, by a name that is fit for a file."""
     found: dict[str, str] = {}
     columns = [column for column in number_columns(runs) if column.better]
+    device = next((run.cost.device for run in runs if run.cost.latency_s is not None), None)
+    axes = {"steps": _steps, "latency": _latency_on(device)}
     for column in columns:
-        axes = {"steps": _steps, "latency": _latency}
         for name, x in axes.items():
+            if name == "latency" and column.name not in HEADLINES:
+                continue
             points = _points(runs, column, x)
             if len({point[0] for point in points}) > 1:
                 found[f"{column.name}-{column.protocol}-{name}"] = quality_figure(column, points, name)
@@ -32,7 +37,9 @@ def figures(runs: Sequence[RunResults]) -> dict[str, str]:
         if other is not None:
             points = _points(runs, column, lambda run, other=other: _value(other, run))
             if len(points) > 1:
-                found[f"{column.name}-{column.protocol}-diversity"] = quality_figure(column, points, other.title)
+                found[f"{column.name}-{column.protocol}-diversity"] = quality_figure(
+                    column, points, other.title
+                )
     return found
 
 
@@ -60,7 +67,9 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
             if x_name != "steps":
                 _name_points(axes, line)
         _scale(axes, x_name, [x for x, _, _ in points])
-        axes.set_ylabel(f"{column.title} {'(lower is better)' if column.better < 0 else '(higher is better)'}")
+        axes.set_ylabel(
+            f"{column.title} {'(lower is better)' if column.better < 0 else '(higher is better)'}"
+        )
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(lines) > 1:
             axes.legend(fontsize=8)
@@ -70,7 +79,9 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
 def _name_points(axes: Any, line: Sequence[Point]) -> None:
     for x, number, run in line:
         text = f"{run.model.steps} steps" if run.model.steps else ""
-        axes.annotate(text, (x, number.value), textcoords="offset points", xytext=(4, 4), fontsize=7, color=FAINT)
+        axes.annotate(
+            text, (x, number.value), textcoords="offset points", xytext=(4, 4), fontsize=7, color=FAINT
+        )
 
 
 def _scale(axes: Any, name: str, values: Sequence[float]) -> None:
@@ -84,7 +95,7 @@ def _scale(axes: Any, name: str, values: Sequence[float]) -> None:
         axes.set_xlabel("steps")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("latency at batch 1, s" if name == "latency" else name)
+        axes.set_xlabel("latency of one picture, s" if name == "latency" else name)
 
 
 def _points(
@@ -102,8 +113,9 @@ def _steps(run: RunResults) -> float | None:
     return None if run.model.steps is None else float(run.model.steps)
 
 
-def _latency(run: RunResults) -> float | None:
-    return run.cost.latency_s
+def _latency_on(device: str | None) -> Callable[[RunResults], float | None]:
+    """Latency, where it was taken on that device: times of two devices do not compare."""
+    return lambda run: run.cost.latency_s if run.cost.device == device else None
 
 
 def _value(column: NumberColumn, run: RunResults) -> float | None:
@@ -114,6 +126,6 @@ def _value(column: NumberColumn, run: RunResults) -> float | None:
 def _diversity_column(columns: Sequence[NumberColumn], own: NumberColumn) -> NumberColumn | None:
     names = [column.name for column in columns]
     chosen = next((name for name in DIVERSITY if name in names), None)
-    if chosen is None or own.name in DIVERSITY:
+    if chosen is None or own.name not in HEADLINES:
         return None
     return columns[names.index(chosen)]

@@ -150,7 +150,9 @@ class RunResults(BaseModel):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"there is no {RESULTS_NAME} at '{path}'; run `stepdistill evaluate` first") from None
+            raise UserError(
+                f"there is no {RESULTS_NAME} at '{path}'; run `stepdistill evaluate` first"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"'{file}' is not a {RESULTS_NAME}: {error}") from None
         if content.get("schema_version") != 1:

@@ -190,7 +190,9 @@ class DiversityEye:
 
     sees_prompts = True
 
-    def __init__(self, name: str, *, features: FeatureNetwork | None = None, lpips: LPIPS | None = None) -> None:
+    def __init__(
+        self, name: str, *, features: FeatureNetwork | None = None, lpips: LPIPS | None = None
+    ) -> None:
         self.name, self.features, self.lpips = name, features, lpips
 
     def record(self) -> dict[str, Any]:
@@ -205,7 +207,7 @@ class DiversityEye:
         columns: dict[str, list[float]] = {}
         for group in groups:
             if self.features is not None:
-                features = self.features(group)
+                features = self.features(one_size(group, self.name))
                 columns.setdefault("cosine_diversity", []).append(mean_pairwise_cosine(features))
                 columns.setdefault("vendi", []).append(vendi_score(features))
             if self.lpips is not None:
@@ -267,7 +269,9 @@ EYES: dict[str, EyeMaker] = {
     "inception/clean/patch-center299": _patch,
     "dinov2-large/pil": lambda protocol, device: FeatureEye(DinoFeatures.load().to(device)),
     "cmmd": lambda protocol, device: FeatureEye(CMMDFeatures.load().to(device)),
-    "diversity/emoji-clip": lambda protocol, device: DiversityEye("diversity/emoji-clip", features=emoji_clip()),
+    "diversity/emoji-clip": lambda protocol, device: DiversityEye(
+        "diversity/emoji-clip", features=emoji_clip()
+    ),
     "diversity/lpips-vgg": lambda protocol, device: DiversityEye(
         "diversity/lpips-vgg", lpips=LPIPS.load("vgg").to(device)
     ),

@@ -187,7 +187,9 @@ def training_figure(lines: Sequence[Mapping[str, Any]]) -> str:
                 if line["metrics"].get(name) is not None
             ]
             steps, values, errors = zip(*points, strict=True) if points else ((), (), ())
-            axes.errorbar(steps, values, yerr=errors, color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, capsize=2)
+            axes.errorbar(
+                steps, values, yerr=errors, color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, capsize=2
+            )
             axes.set_title(shown(name)[0], loc="left", fontsize=9)
             axes.set_xlabel("training step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -66,7 +66,6 @@ EMOJI = Protocol(
 """The embedded problem: the frozen evaluation captions, real scenes as reference, `emoji-clip` as eye."""
 
 
-
 @dataclass(frozen=True)
 class Benchmark:
     """A way of measuring pictures of a prompt list: prompts, seeds, size, and which variant each metric's name stands for.
@@ -202,9 +201,8 @@ BENCHMARKS = (
     ),
     Benchmark(
         "hpsv2-benchmark",
-        prompts="hub:zhwang/HPDv2:" + ",".join(
-            f"benchmark/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")
-        ),
+        prompts="hub:zhwang/HPDv2:"
+        + ",".join(f"benchmark/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")),
         num_prompts=3200,
         variants=(("clip", "clip/vit-l-14-openai"), *_PREFERENCE, *_DIVERSITY),
         source="https://arxiv.org/abs/2306.09341",
@@ -220,11 +218,15 @@ BENCHMARKS = (
         "emoji",
         prompts="emoji",
         num_prompts=2000,
-        variants=tuple(
-            (name, "emoji-clip")
-            for name in ("frechet_distance", "kid", "prdc", "clip", "prompt_accuracy", "background_error")
-        )
-        + (("cosine_diversity", "diversity/emoji-clip"),),
+        variants=(
+            ("frechet_distance", "emoji-clip"),
+            ("kid", "emoji-clip"),
+            ("prdc", "emoji-clip"),
+            ("clip", "emoji-clip"),
+            ("prompt_accuracy", "emoji-clip"),
+            ("background_error", "emoji-clip"),
+            ("cosine_diversity", "diversity/emoji-clip"),
+        ),
         reference="the real scenes that the captions were drawn from",
         source="the embedded problem",
     ),

@@ -65,7 +65,9 @@ class Surroundings:
     progress: Progress | None = None
 
 
-def open_real_side(source: str | None, eye: Eye, around: Surroundings, *, num_scenes: int) -> Features | Moments:
+def open_real_side(
+    source: str | None, eye: Eye, around: Surroundings, *, num_scenes: int
+) -> Features | Moments:
     """The real side for the features of one eye.
 
     Args:

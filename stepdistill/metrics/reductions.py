@@ -147,7 +147,9 @@ def required(real: RealSide | None, name: str) -> RealSide:
         UserError: there is none.
     """
     if real is None:
-        raise UserError(f"the metric {name} compares with real pictures: give --reference STATS.npz or FOLDER")
+        raise UserError(
+            f"the metric {name} compares with real pictures: give --reference STATS.npz or FOLDER"
+        )
     return real
 
 
@@ -159,5 +161,7 @@ def required_features(real: RealSide | None, name: str) -> Tensor:
     """
     features = required(real, name).features()
     if features is None:
-        raise UserError(f"the metric {name} needs the real pictures, not statistics of them: give their folder as --reference")
+        raise UserError(
+            f"the metric {name} needs the real pictures, not statistics of them: give their folder as --reference"
+        )
     return features

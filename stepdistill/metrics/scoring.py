@@ -149,7 +149,9 @@ def _rows(records: Sequence[PictureRecord], *, by_prompt: bool) -> list[list[Pic
     for record in records:
         groups.setdefault(record.prompt_index, []).append(record)
     if len({len(group) for group in groups.values()}) != 1 or len(records) == len(groups):
-        raise UserError("diversity needs several pictures of each prompt, equally many: give --samples 4 or more")
+        raise UserError(
+            "diversity needs several pictures of each prompt, equally many: give --samples 4 or more"
+        )
     return list(groups.values())
 
 

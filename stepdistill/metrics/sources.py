@@ -61,11 +61,17 @@ def open_source(source: Source, device: torch.device) -> tuple[Generation, Model
     given = {"num_inference_steps": source.steps, "guidance_scale": source.guidance_scale}
     call = call | {key: value for key, value in given.items() if value is not None} | dict(source.arguments)
     if source.steps is not None:  # An export's own grid is for its own number of steps.
-        call = {key: value for key, value in call.items() if key not in ("timesteps", "sigmas") or key in source.arguments}
+        call = {
+            key: value
+            for key, value in call.items()
+            if key not in ("timesteps", "sigmas") or key in source.arguments
+        }
     return describe(pipe, call, source)
 
 
-def describe(pipe: DiffusionPipeline, call: Mapping[str, Any], source: Source) -> tuple[Generation, ModelRecord]:
+def describe(
+    pipe: DiffusionPipeline, call: Mapping[str, Any], source: Source
+) -> tuple[Generation, ModelRecord]:
     """A generation of a loaded pipeline, and its record with the defaults of its call filled in."""
     parameters = inspect.signature(pipe.__call__).parameters
     unknown = [name for name in call if name not in parameters]

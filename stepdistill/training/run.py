@@ -211,7 +211,11 @@ def restore(run_dir: Path, *, which: Literal["last", "best"] = "last") -> tuple[
 
 
 def load_student(
-    distiller: Distiller, recipe: Recipe, tensors: Mapping[str, Mapping[str, Tensor]], *, averaged: bool = True
+    distiller: Distiller,
+    recipe: Recipe,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    *,
+    averaged: bool = True,
 ) -> None:
     """Put the student of a checkpoint into a distiller, by default its average over training."""
     for name, student in distiller.students().items():

@@ -82,7 +82,8 @@ def new_checkpoints(options: WatchOptions, last: int) -> Iterator[tuple[int, Pat
     while True:
         tried |= {int(line["step"]) for line in read_lines(options.run_dir / FOLDER)}
         found = {
-            int(path.name.removeprefix("step_")): path for path in (options.run_dir / "checkpoints").glob("step_*")
+            int(path.name.removeprefix("step_")): path
+            for path in (options.run_dir / "checkpoints").glob("step_*")
         }
         new = sorted(set(found) - tried)
         for step in new:
