@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from stepdistill.assets import resolve_path
 from stepdistill.data.cache import fingerprint
 from stepdistill.errors import UserError
+from stepdistill.metrics.features import FeatureNetwork
 from stepdistill.metrics.preprocess import Preprocess
 from stepdistill.typing import Images
 
@@ -27,7 +28,7 @@ class ImageFeatures(NamedTuple):
     """Its projection into the space shared with text (B, d), not normalised."""
 
 
-class ClipFeatures(nn.Module):
+class ClipFeatures(FeatureNetwork):
     """Image features, image embeddings and text embeddings of one frozen `CLIPModel`.
 
     Called on images it returns the embeddings, not normalised: the features of the Frechet and kernel distance.
