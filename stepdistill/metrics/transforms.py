@@ -9,13 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stepdistill.metrics.preprocess import CLIP_MEAN, CLIP_STD, quantise, to_pictures
+from stepdistill.metrics.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ImagesOrPictures,
+    as_pictures,
+    centre_crop,
+    normalise,
+    of_pictures,
+    same_size_batches,
+    square,
+)
 from stepdistill.typing import Images
 
 
@@ -35,13 +44,16 @@ class PictureTransform:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
-    def __call__(self, images: Images) -> Tensor:
-        """Normalised pixels (B, 3, size, size) of images in [0, 1], exactly those of 8-bit files of the images."""
-        if self.resize == "tensor" and self.first_square is None:
-            return self._normalise(self._cropped(self._resized(quantise(images))))
-        pictures = [self._picture(picture) for picture in to_pictures(images)]
-        pixels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
-        return self._normalise(pixels.permute(0, 3, 1, 2).to(images.device).float() / 255)
+    def __call__(self, images: ImagesOrPictures) -> Tensor:
+        """Normalised pixels (B, 3, size, size) of images in [0, 1] or pictures, exactly those of 8-bit files of them."""
+        if self.first_square is not None:
+            images = [square(picture, self.first_square, offset=self.crop) for picture in as_pictures(images)]
+        if self.resize == "tensor":
+            parts = [self._resized(part.float() / 255) for part in same_size_batches(images)]
+            pixels = torch.cat([self._cropped(part, self.size) for part in parts])
+        else:
+            pixels = of_pictures([self._picture(picture) for picture in as_pictures(images)]).float() / 255
+        return normalise(pixels, self.mean, self.std)
 
     def differentiable(self, images: Images) -> Tensor:
         """The same within about one grey level, by differentiable steps on the images' device.
@@ -51,36 +63,21 @@ class PictureTransform:
         pixels = images.float().clamp(0, 1)
         if self.first_square is not None:
             pixels = _scaled(self._cropped(pixels, min(pixels.shape[-2:])), self.first_square, antialias=True)
-        pixels = self._cropped(self._resized(pixels))
-        return self._normalise(pixels.clamp(0, 1) if self.resize == "pil" else pixels)
+        pixels = self._cropped(self._resized(pixels), self.size)
+        return normalise(pixels.clamp(0, 1) if self.resize == "pil" else pixels, self.mean, self.std)
 
     def _picture(self, picture: Image.Image) -> Image.Image:
-        if self.first_square is not None:
-            picture = picture.crop(self._box(picture, min(picture.size)))
-            picture = picture.resize((self.first_square,) * 2, Image.Resampling.LANCZOS)
-        width, height = picture.size
-        new_height, new_width = resized_shape(height, width, self.size)
-        picture = picture.resize((new_width, new_height), Image.Resampling.BICUBIC)
-        return picture.crop(self._box(picture, self.size))
-
-    def _box(self, picture: Image.Image, side: int) -> tuple[int, int, int, int]:
-        left, top = (self._margin(length - side) for length in picture.size)
-        return left, top, left + side, top + side
-
-    def _margin(self, rest: int) -> int:
-        return round(rest / 2) if self.crop == "round" else rest // 2
+        height, width = resized_shape(picture.height, picture.width, self.size)
+        resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        return centre_crop(resized, self.size, offset=self.crop)
 
     def _resized(self, images: Images) -> Images:
         return _scaled(images, self.size, antialias=self.antialias or self.resize == "pil")
 
-    def _cropped(self, images: Images, side: int | None = None) -> Images:
-        side = side or self.size
-        top, left = (self._margin(length - side) for length in images.shape[-2:])
+    def _cropped(self, images: Images, side: int) -> Images:
+        margins = [(length - side) / 2 for length in images.shape[-2:]]
+        top, left = (round(margin) if self.crop == "round" else int(margin) for margin in margins)
         return images[..., top : top + side, left : left + side]
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        mean, std = pixels.new_tensor(self.mean), pixels.new_tensor(self.std)
-        return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
 def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.clip_weights import ARCHITECTURES, Architecture, clip_model, from_open_clip
-from tests.metrics import open_clip_reference as reference
+from stepdistill.testing import open_clip as reference
 
 TINY = Architecture(vision_heads=reference.HEADS["visual"], text_heads=reference.HEADS["text"])
 QUICK = Architecture(TINY.vision_heads, TINY.text_heads, "quick_gelu")

@@ -6,14 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDTH, HEADS, LAYERS, PATCH, GRID, DIM = (
-    {"text": 24, "visual": 32},
-    {"text": 3, "visual": 2},
-    {"text": 3, "visual": 2},
-    4,
-    3,
-    20,
-)
+WIDTH = {"text": 24, "visual": 32}
+HEADS = {"text": 3, "visual": 2}
+LAYERS = {"text": 3, "visual": 2}
+PATCH, GRID, DIM = 4, 3, 20
 VOCABULARY, LENGTH = 30, 12
 END = VOCABULARY - 1
 
@@ -57,6 +53,7 @@ def random_state(seed: int = 0) -> dict[str, Tensor]:
 
 
 def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    """Layer normalisation by its name."""
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
 
 
