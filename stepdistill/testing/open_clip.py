@@ -10,7 +10,7 @@ WIDTH = {"text": 24, "visual": 32}
 HEADS = {"text": 3, "visual": 2}
 LAYERS = {"text": 3, "visual": 2}
 PATCH, GRID, DIM = 4, 3, 20
-VOCABULARY, LENGTH = 30, 12
+VOCABULARY, LENGTH = 190, 16
 END = VOCABULARY - 1
 
 
