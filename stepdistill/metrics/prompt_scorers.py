@@ -173,7 +173,8 @@ class AestheticScorer(NetworkScorer):
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """The head's output."""
         del prompts
-        return self.head(normalize(self.features.seen(pixels).embedding, dim=1)).squeeze(1)
+        embedding = normalize(self.features.seen(pixels).embedding, dim=1)
+        return self.head(embedding.to(next(self.head.parameters()).dtype)).squeeze(1)
 
     def description(self) -> dict[str, Any]:
         """Model and preprocessing."""
