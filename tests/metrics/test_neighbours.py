@@ -67,6 +67,25 @@ def test_blocks_give_what_loops_give(block: int, by_matmul: bool) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+def test_large_sets_take_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stepdistill.metrics import neighbours
+
+    asked, cdist = [], torch.cdist
+
+    def recorded(*sides: torch.Tensor, compute_mode: str) -> torch.Tensor:
+        asked.append(compute_mode)
+        return cdist(*sides, compute_mode=compute_mode)
+
+    monkeypatch.setattr(torch, "cdist", recorded)
+    monkeypatch.setattr(neighbours, "LARGE", 30 * 30 * 2)
+    small, large = torch.rand(30, 2), torch.rand(31, 2)
+    precision_recall_density_coverage(small, small)
+    assert set(asked) == {"donot_use_mm_for_euclid_dist"}
+    asked.clear()
+    precision_recall_density_coverage(small, large)
+    assert set(asked) == {"use_mm_for_euclid_dist"}
+
+
 def test_too_few_samples_are_named() -> None:
     with pytest.raises(ValueError, match="k=5 needs more than k samples a side, got 5 and 9"):
         precision_recall_density_coverage(torch.zeros(5, 2), torch.zeros(9, 2))
