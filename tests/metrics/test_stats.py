@@ -64,6 +64,16 @@ def test_all_methods_agree() -> None:
     assert values[0] == values[3]
 
 
+@pytest.mark.parametrize("d", [1, 2, 7, 8, 19, 64])
+def test_blocks_of_the_triangular_product_fit_together(d: int) -> None:
+    """Of Gaussians with commuting covariances in a rotated basis, whatever the number of dimensions and blocks."""
+    basis, _ = torch.linalg.qr(features(d, d))
+    a, b = torch.linspace(1, 3, d, dtype=torch.float64), torch.linspace(5, 2, d, dtype=torch.float64)
+    zero = torch.zeros(d, dtype=torch.float64)
+    value = frechet_distance(zero, basis * a @ basis.T, zero, basis * b @ basis.T, method="cholesky")
+    assert math.isclose(value, float((a.sqrt() - b.sqrt()).square().sum()), rel_tol=1e-11)
+
+
 def test_singular_covariances_are_left_to_the_other_methods() -> None:
     """Of diagonal covariances with zeros: sum (sqrt a - sqrt b)^2."""
     a, b = torch.tensor([4.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 9.0])
