@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stepdistill import cli_evaluate, cli_report
 from stepdistill.errors import UserError
 
 app = typer.Typer(
@@ -105,26 +106,8 @@ def sample(
         console.print(str(path), highlight=False)
 
 
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
-    n: Annotated[int, typer.Option(help="images per row", min=16)] = 2000,
-    as_json: AsJson = False,
-    which: Annotated[Literal["last", "best"], typer.Option(help="which of the run's students")] = "last",
-) -> None:
-    """Measure a run's student and its teacher; writes results.json and the report anew."""
-    from stepdistill.metrics.report import write_report
-    from stepdistill.training.run import restore
-    from stepdistill.training.scoring import evaluate_run
-
-    distiller, recipe = restore(run, which=which)
-    validation = recipe.validation.model_copy(update={"num_evaluated": n})
-    results = evaluate_run(distiller, recipe.model_copy(update={"validation": validation}), run)
-    write_report(run)
-    if as_json:
-        _print_json(results)
-    else:
-        _print_rows(results["rows"])
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_report.compare)
 
 
 @app.command()
@@ -202,7 +185,7 @@ def methods(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(rows)
         return
-    _print_table(rows)
+    cli_report.print_table(rows)
 
 
 @app.command()
@@ -238,31 +221,17 @@ def _print_plan(estimate: dict[str, Any]) -> None:
     console.print(f"not included: {estimate['not_included']}", highlight=False)
 
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    columns = ("name", "steps", "nfe", "frechet_distance", "frechet_distance_to_teacher", "kid", "clip_score",
-               "prompt_accuracy", "coverage", "latency_s", "n")  # fmt: skip
-    _print_table([{column: row.get(column) for column in columns} for row in rows])
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(
-            *(f"{value:.4g}" if isinstance(value, float) else str(value or "-") for value in row.values())
-        )
-    console.print(table)
-
-
 def main() -> None:
     """Entry point of the console script.
 
-    Exit codes: 0 done, 2 wrong input, 130 stopped by a signal with a checkpoint written, 1 a bug or an export that
-    does not reload.
+    Exit codes: 0 done, 2 wrong input, 130 stopped by a signal with a checkpoint written, 1 a bug, an export that does not
+    reload, or a bound of --assert that does not hold.
     """
     # Before their import: they warn of parts that nothing here uses.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     from stepdistill.export import ExportError
+    from stepdistill.metrics.gates import BoundBrokenError
     from stepdistill.training.interrupt import RunInterruptedError
 
     try:
@@ -270,7 +239,7 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"stepdistill: {error}\n")
         sys.exit(2)
-    except ExportError as error:
+    except (ExportError, BoundBrokenError) as error:
         sys.stderr.write(f"stepdistill: {error}\n")
         sys.exit(1)
     except RunInterruptedError as error:

@@ -67,12 +67,7 @@ class Generation:
         pipe = self.pipeline
         if pipe is None:
             raise ValueError("only a pipeline's measurements can be cached: a callable has no address")
-        modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-        weights = {
-            f"{name}.{key}": tensor
-            for name, part in modules.items()
-            for key, tensor in part.state_dict().items()
-        }
+        weights = weights_of(pipe)
         if any(".lora_" in name for name in weights):
             raise ValueError("the pipeline carries adapters: cache the measurements of a copy without them")
         scheduler = self.scheduler or pipe.scheduler
@@ -85,6 +80,14 @@ class Generation:
         ]
         text = json.dumps(call, sort_keys=True, default=str)
         return hashlib.blake2b(f"{fingerprint(weights.items())}{text}".encode(), digest_size=12).hexdigest()
+
+
+def weights_of(pipe: DiffusionPipeline) -> dict[str, Tensor]:
+    """All weights of a pipeline's networks, adapters too, by component and name."""
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    return {
+        f"{name}.{key}": tensor for name, part in modules.items() for key, tensor in part.state_dict().items()
+    }
 
 
 def prompt_seed(protocol_seed: int, index: int, sample: int = 0) -> int:

@@ -13,6 +13,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from stepdistill.metrics.catalogue import shown
 from stepdistill.metrics.measurements import Row
 
 INK, FAINT, GRID, ACCENT = "#1c1e26", "#626878", "#e6e8ee", "#3b5bdb"
@@ -164,6 +165,35 @@ def guidance_figure(rows: Sequence[Row]) -> str:
         axes.set_xlabel("guidance scale")
         axes.set_ylabel("Frechet distance")
         axes.legend(fontsize=8)
+        return to_svg(figure)
+
+
+def training_figure(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Each metric over the training step, with its standard error, as SVG.
+
+    Args:
+        lines: with `step`, `metrics` by name and `standard_errors` by name.
+    """
+    names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
+    columns = min(len(names), 3) or 1
+    rows = math.ceil(len(names) / columns) or 1
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
+    with rc_context(STYLE):
+        for place, name in enumerate(names):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            points = [
+                (line["step"], line["metrics"][name], line.get("standard_errors", {}).get(name) or 0.0)
+                for line in lines
+                if line["metrics"].get(name) is not None
+            ]
+            steps, values, errors = zip(*points, strict=True) if points else ((), (), ())
+            axes.errorbar(
+                steps, values, yerr=errors, color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, capsize=2
+            )
+            axes.set_title(shown(name)[0], loc="left", fontsize=9)
+            axes.set_xlabel("training step")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
         return to_svg(figure)
 
 

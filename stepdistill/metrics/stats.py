@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.distributed as dist
 from numpy.typing import ArrayLike
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -54,7 +57,7 @@ class FeatureStats:
         offsets = features.detach().to(self.shift) - self.shift
         self.n += len(offsets)
         self.total += offsets.sum(0)
-        self.outer += offsets.T @ offsets
+        self.outer.addmm_(offsets.T, offsets)
 
     def merge(self, other: FeatureStats) -> FeatureStats:
         """Statistics of both sets together, around this one's shift; neither is changed."""
@@ -63,6 +66,21 @@ class FeatureStats:
         moved = other.outer + cross + cross.T + other.n * torch.outer(move, move)
         total = self.total + other.total + other.n * move
         return FeatureStats(self.shift, total, self.outer + moved, self.n + other.n)
+
+    def all_reduce(self) -> FeatureStats:
+        """Statistics of all processes' features, the same on each; every process has to call it.
+
+        The first process's shift is taken by all, so that one sum is exact; a process without features takes part.
+        """
+        if not dist.is_initialized():
+            return self
+        shift = self.shift.clone()
+        dist.broadcast(shift, src=0)
+        own = FeatureStats.around(shift).merge(self)
+        packed = torch.cat([own.outer.flatten(), own.total, own.total.new_tensor([own.n])])
+        dist.all_reduce(packed)
+        d = len(shift)
+        return FeatureStats(shift, packed[d * d : -1], packed[: d * d].view(d, d), int(packed[-1]))
 
     @property
     def mean(self) -> Tensor:
@@ -86,11 +104,19 @@ class FeatureStats:
         return cls(tensors["shift"], tensors["total"], tensors["outer"], int(tensors["n"]))
 
 
-def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
+Method = Literal["auto", "cholesky", "eigh", "svd"]
+
+
+def frechet_distance(
+    mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike, *, method: Method = "auto"
+) -> float:
     """Frechet distance between two Gaussians; tensors or arrays, computed in float64.
 
-    The trace of `(S1 S2)^(1/2)` is the sum of the roots of the eigenvalues of `L^T S2 L` with `S1 = L L^T`: Cholesky
-    where S1 is positive definite, else its symmetric root by eigh.
+    With `S1 = B B^T`, the trace of `(S1 S2)^(1/2)` is the sum of the roots of the eigenvalues of `B^T S2 B`, where B is the
+    Cholesky factor (`cholesky`; S1 must be positive definite) or the symmetric root (`eigh`; any S1); or, with a root of
+    each, the nuclear norm of `B1^T B2` (`svd`: twice as slow, and nothing is squared). `auto` takes the first that works.
+
+    The value is not clamped: two equal Gaussians may give -1e-12.
 
     >>> frechet_distance([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]], [3.0, 0.0], [[4.0, 0.0], [0.0, 4.0]])
     10.0
@@ -101,19 +127,50 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
         raise ValueError(
             f"shapes do not fit: means {m1.shape} and {m2.shape}, covariances {s1.shape} and {s2.shape}"
         )
-    eigenvalues = torch.linalg.eigvalsh(_congruence(s1, s2))
-    cross = eigenvalues.clamp_min(0).sqrt().sum()
-    return float((m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * cross)
+    squares = (m1 - m2).square().sum() + s1.trace() + s2.trace()
+    if not torch.isfinite(squares):
+        raise ValueError("means or covariances are not finite: look for NaN or infinite features")
+    return float(squares - 2 * _trace_of_root(s1, s2, method))
 
 
-def _congruence(s1: Tensor, s2: Tensor) -> Tensor:
-    """`B^T S2 B` with `B B^T = S1`: its eigenvalues are those of S1 S2."""
+def _trace_of_root(s1: Tensor, s2: Tensor, method: Method) -> Tensor:
+    """`tr (S1 S2)^(1/2)` of two covariances."""
+    if method == "svd":
+        return torch.linalg.svdvals(_root(s1).T @ _root(s2)).sum()
     factor, info = torch.linalg.cholesky_ex(s1)
-    if int(info) != 0:
-        eigenvalues, vectors = torch.linalg.eigh(s1)
-        factor = vectors * eigenvalues.clamp_min(0).sqrt()
-    product = factor.T @ s2 @ factor
-    return (product + product.T) / 2
+    is_definite = int(info) == 0
+    if method == "cholesky" and not is_definite:
+        raise ValueError("the first covariance is not positive definite: use method='eigh', or more samples")
+    if method == "eigh" or not is_definite:
+        root = _root(s1)
+        product = root.T @ s2 @ root
+    else:
+        product = _triangular_congruence(factor, s2)
+    try:
+        eigenvalues = torch.linalg.eigvalsh(product)  # reads the lower triangle alone
+    except torch.linalg.LinAlgError:  # did not converge
+        return _trace_of_root(s1, s2, "svd")
+    return eigenvalues.clamp_min(0).sqrt().sum()
+
+
+def _triangular_congruence(factor: Tensor, s: Tensor, num_blocks: int = 8) -> Tensor:
+    """The lower triangle of `L^T S L` for lower triangular L and symmetric S; what is above the diagonal blocks is zero.
+
+    In blocks that leave out the zeros of L and the upper half of the result: a third of the work of two dense products.
+    """
+    product = torch.zeros_like(s)
+    edges = torch.linspace(0, len(s), min(num_blocks, len(s)) + 1).round().long().tolist()
+    for left, right in pairwise(edges):
+        columns = s[left:, left:] @ factor[left:, left:right]
+        for top, bottom in pairwise(edges[edges.index(left) :]):
+            product[top:bottom, left:right] = factor[top:, top:bottom].T @ columns[top - left :]
+    return product
+
+
+def _root(s: Tensor) -> Tensor:
+    """`B` with `B B^T = S`, for any positive semi-definite S."""
+    eigenvalues, vectors = torch.linalg.eigh(s)
+    return vectors * eigenvalues.clamp_min(0).sqrt()
 
 
 def frechet_distance_of_features(features1: Tensor, features2: Tensor) -> float:

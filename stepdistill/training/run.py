@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from stepdistill.data.source import TrainingData, prepare_data
 from stepdistill.data.trajectories import Watch, teacher_pairs
@@ -209,14 +210,25 @@ def restore(
         )
     tensors, _ = load_checkpoint(folder)
     try:
-        for name, student in distiller.students().items():
-            student.load_role_state_dict(tensors[name])
+        load_student(distiller, recipe, tensors, averaged=which == "last")
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{folder} does not fit the recipe ({error}); change only what is asked of a trained student, such as export.formats"
         ) from error
-    if which == "last":
-        average = EMA(distiller.players()["student"], recipe.train.ema_decay)
-        average.load_state_dict(tensors["ema"])
-        average.write_to_parameters()
     return distiller, recipe
+
+
+def load_student(
+    distiller: Distiller,
+    recipe: Recipe,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    *,
+    averaged: bool = True,
+) -> None:
+    """Put the student of a checkpoint into a distiller, by default its average over training."""
+    for name, student in distiller.students().items():
+        student.load_role_state_dict(dict(tensors[name]))
+    if averaged:
+        average = EMA(distiller.players()["student"], recipe.train.ema_decay)
+        average.load_state_dict(dict(tensors["ema"]))
+        average.write_to_parameters()

@@ -1,0 +1,379 @@
+"""A protocol from end to end: pictures -> manifest -> columns -> numbers, each stage gone on with after a kill.
+
+The output folder:
+
+    run.json                what draws; a folder is of one run
+    images/, manifest.jsonl the pictures, without loss, and what each is
+    scores/EYE.parquet      columns of each eye, one row a picture
+    reference/, teacher/    manifest and columns of what is compared with
+    cost.json, results.json
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stepdistill.errors import UserError
+from stepdistill.metrics.catalogue import chosen_metrics, metric_named, shown, variant_of
+from stepdistill.metrics.document import CostRecord, ModelRecord, Number, Part, RunResults
+from stepdistill.metrics.drawing import Assignment, Progress, adopt, draw
+from stepdistill.metrics.eyes import PairEye, open_eye
+from stepdistill.metrics.generation import Generation
+from stepdistill.metrics.lpips import LPIPS
+from stepdistill.metrics.measurements import Row
+from stepdistill.metrics.picture_store import PARTS, FileFormat, PictureStore, write_text
+from stepdistill.metrics.processes import Crew
+from stepdistill.metrics.prompt_sets import PromptSet
+from stepdistill.metrics.protocols import Benchmark, record_hash
+from stepdistill.metrics.real_sides import (
+    Features,
+    Moments,
+    Surroundings,
+    open_real_side,
+    picture_features,
+    scored,
+)
+from stepdistill.metrics.reductions import Reduced
+from stepdistill.metrics.scoring import Columns, Eye, ScoreTable
+from stepdistill.metrics.tables import RESULTS_NAME
+from stepdistill.metrics.timing import CostRules, measure_cost
+
+VERSIONED = (
+    "stepdistill", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow", "pyarrow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """How a protocol is run; none of it changes what is measured.
+
+    Attributes:
+        out: the folder of this run.
+        batch_size: pictures that are drawn, and scored, at once.
+        file_format: png or webp, both without loss.
+        reference: statistics (.npz, .pkl) or a folder of real pictures.
+        teacher: folder of the teacher's pictures of the same prompts and seeds, such as another run's.
+        cost: rules of the timings.
+        progress: told of every block.
+    """
+
+    out: Path
+    batch_size: int = 8
+    file_format: FileFormat = "png"
+    reference: str | None = None
+    teacher: Path | None = None
+    cost: CostRules = field(default_factory=CostRules)
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is scored: a pipeline that draws, or pictures that are there."""
+
+    model: ModelRecord
+    generation: Generation | None = None
+    folder: Path | None = None
+
+
+def run_benchmark(
+    drawn: Drawn,
+    protocol: Benchmark,
+    prompts: PromptSet | None,
+    metrics: Sequence[str] | None,
+    options: BenchmarkOptions,
+    crew: Crew | None = None,
+) -> RunResults:
+    """Draw what is missing, score what is not scored, and write `results.json`.
+
+    Args:
+        drawn: the pipeline, or the folder of pictures.
+        protocol: what is measured.
+        prompts: of the protocol; None only for pictures whose prompts are unknown or in their own manifest.
+        metrics: names, or `name=variant`; None for the protocol's usual ones.
+        options: where and how.
+        crew: the processes that share the work.
+
+    Raises:
+        UserError: the folder is of another run, or something that a metric needs is missing.
+    """
+    crew = crew or Crew.join()
+    names, protocol = chosen_metrics(
+        metrics,
+        protocol,
+        has_reference=options.reference is not None,
+        has_teacher=options.teacher is not None,
+    )
+    assignment = None if prompts is None else Assignment(protocol, prompts)
+    run = _Run(drawn, protocol, assignment, options, crew)
+    run.pictures()
+    cost = run.cost()
+    numbers: dict[str, Number] = {}
+    for variant in dict.fromkeys(variant_of(name, protocol) for name in names):
+        numbers |= run.numbers(variant, [name for name in names if variant_of(name, protocol) == variant])
+    results = run.document(run.earlier_numbers() | numbers, cost)
+    if crew.is_first:
+        results.write(options.out)
+        shutil.rmtree(options.out / PARTS, ignore_errors=True)
+    crew.wait()
+    return results
+
+
+class _Run:
+    """One call of `run_benchmark`."""
+
+    def __init__(
+        self,
+        drawn: Drawn,
+        protocol: Benchmark,
+        assignment: Assignment | None,
+        options: BenchmarkOptions,
+        crew: Crew,
+    ) -> None:
+        self.drawn, self.protocol, self.assignment = drawn, protocol, assignment
+        self.options, self.crew = options, crew
+        self.store = PictureStore(options.out, options.file_format)
+        self.around = Surroundings(options.out, options.batch_size, crew, options.progress)
+
+    def pictures(self) -> None:
+        """Draw or adopt, until the manifest is whole."""
+        claim(self.options.out, self.identity(), self.crew)
+        if self.drawn.generation is None and self.crew.is_first:
+            adopt(self.drawn.folder or self.options.out, self.store, self.assignment)
+        elif self.drawn.generation is not None and self.assignment is not None:
+            draw(
+                self.drawn.generation,
+                self.assignment,
+                self.store,
+                batch_size=self.options.batch_size,
+                crew=self.crew,
+                progress=self.options.progress,
+            )
+        self.crew.wait()
+        if self.crew.is_first:
+            self.store.merge()
+        self.crew.wait()
+
+    def identity(self) -> dict[str, Any]:
+        """What the pictures follow from."""
+        protocol, model = self.protocol, self.drawn.model
+        return {
+            "prompts": None if self.assignment is None else self.assignment.prompts.digest,
+            "seed": protocol.seed,
+            "samples_per_prompt": protocol.samples_per_prompt,
+            "rounding": protocol.rounding,
+            "file_format": self.options.file_format,
+            **model.model_dump(exclude={"name", "kind", "device"}),
+        }
+
+    def cost(self) -> CostRecord:
+        """Measured once, by the first process, while the others wait; kept in `cost.json`."""
+        path = self.options.out / "cost.json"
+        if self.drawn.generation is None or self.assignment is None:
+            return CostRecord()
+        if self.crew.is_first:
+            rules = self.options.cost
+            kept = CostRecord.model_validate_json(path.read_text()) if path.is_file() else None
+            if kept is None or (kept.latency_s is None and rules.repeats):
+                kept = measure_cost(self.drawn.generation, self.assignment.prompts.prompts[0], rules)
+                write_text(path, kept.model_dump_json(indent=1) + "\n")
+        self.crew.wait()
+        return CostRecord.model_validate_json(path.read_text())
+
+    def numbers(self, variant: str, names: Sequence[str]) -> dict[str, Number]:
+        """The numbers of all metrics that one eye serves; its weights are let go of after."""
+        eye = self.eye(variant)
+        columns = scored(self.store, ScoreTable(self.options.out, eye), self.around)
+        sides: dict[str, Features | Moments | None] = {"nothing": None}
+        found: dict[str, Number] = {}
+        for name in names:
+            metric = metric_named(name)
+            if metric.compares not in sides:
+                sides[metric.compares] = self.side(metric.compares, eye)
+            side = sides[metric.compares]
+            for key, reduced in metric.reduce(columns, name, side).items():
+                found[key] = self.number(key, reduced, columns, eye.name, side)
+        return found
+
+    def eye(self, variant: str) -> Eye:
+        """The eye of a variant; those that look at pairs get the teacher's pictures."""
+        if not variant.startswith("pair"):
+            return open_eye(variant, self.protocol, self.crew.device)
+        folder = self.teacher_folder()
+        store = PictureStore(self.options.out / "teacher")
+        if self.crew.is_first:
+            adopt(folder, store, self.assignment)
+        self.crew.wait()
+        mine, theirs = self.store.records(), store.records()
+        if {index: each.seed for index, each in mine.items()} != {
+            index: each.seed for index, each in theirs.items()
+        }:
+            raise UserError(
+                f"'{folder}' was drawn from other seeds; pairs need the same --protocol, --prompts and --samples"
+            )
+        return PairEye(
+            store, LPIPS.load("vgg").to(self.crew.device) if variant.endswith("lpips-vgg") else None
+        )
+
+    def side(self, compares: str, eye: Eye) -> Features | Moments | None:
+        """What the eye's features are compared with."""
+        if compares == "teacher" and eye.name.startswith("pair"):
+            return None
+        folder = self.options.out / ("teacher" if compares == "teacher" else "reference")
+        around = Surroundings(folder, self.options.batch_size, self.crew, self.options.progress)
+        if compares == "teacher":
+            return picture_features(self.teacher_folder(), eye, around, self.assignment)
+        return open_real_side(self.options.reference, eye, around, num_scenes=len(self.store.records()))
+
+    def teacher_folder(self) -> Path:
+        """The folder of the teacher's pictures.
+
+        Raises:
+            UserError: none was given.
+        """
+        if self.options.teacher is None:
+            raise UserError(
+                "this metric compares with the teacher: give --teacher FOLDER, a run of it on the same prompts"
+            )
+        if not self.options.teacher.is_dir():
+            raise UserError(f"--teacher: there is no folder '{self.options.teacher}'")
+        return self.options.teacher
+
+    def number(
+        self, key: str, reduced: Reduced, columns: Columns, variant: str, side: Features | Moments | None
+    ) -> Number:
+        """A reduced value with everything that says what it is."""
+        digest = None if side is None else side.digest
+        title, better = shown(key)
+        pictures = len(columns)
+        if len(columns) < len(self.store.records()):
+            pictures = len(self.store.records())
+        return Number(
+            value=reduced.whole.value,
+            standard_error=reduced.whole.standard_error,
+            n=pictures,
+            variant=variant,
+            protocol=self.protocol.number_hash(variant, prompts=self.prompts_digest(), reference=digest),
+            protocol_name=self.protocol.name,
+            title=title,
+            better=better,
+            reference=digest,
+            by_category={
+                category: Part(value=estimate.value, standard_error=estimate.standard_error, n=n)
+                for category, (estimate, n) in reduced.by_category.items()
+            },
+        )
+
+    def prompts_digest(self) -> str:
+        """Of the prompts in the manifest, which are there even for adopted pictures."""
+        records = [each for each in self.store.records().values() if each.sample == 0]
+        return PromptSet.of([record.prompt for record in records]).digest
+
+    def earlier_numbers(self) -> dict[str, Number]:
+        """What an earlier call measured on the very pictures that are here now."""
+        path = self.options.out / RESULTS_NAME
+        if not path.is_file():
+            return {}
+        earlier = RunResults.read(path)
+        is_same = (
+            earlier.pictures == self.pictures_record() and earlier.prompts["digest"] == self.prompts_digest()
+        )
+        return earlier.metrics if is_same else {}
+
+    def pictures_record(self) -> dict[str, Any]:
+        """Digest and number of the pictures."""
+        digests = [record.digest for record in self.store.records().values()]
+        return {"digest": record_hash({"pictures": digests}), "n": len(digests)}
+
+    def document(self, numbers: dict[str, Number], cost: CostRecord) -> RunResults:
+        """The whole of it."""
+        records = list(self.store.records().values())
+        prompts = [record for record in records if record.sample == 0]
+        return RunResults(
+            protocol=self.protocol.to_json(),
+            prompts={
+                "digest": self.prompts_digest(),
+                "n": len(prompts),
+                "first": [each.prompt for each in prompts[:3]],
+            },
+            pictures=self.pictures_record(),
+            seeds={
+                "protocol_seed": self.protocol.seed,
+                "rule": "the first 63 bits of blake2b-64('SEED/PROMPT/SAMPLE')",
+                "first": [record.seed for record in records[:3]],
+            },
+            model=self.drawn.model,
+            metrics=numbers,
+            cost=cost,
+            versions=installed_versions(),
+            rows=[contract_row(self.drawn.model, numbers, cost, len(records))],
+        )
+
+
+def claim(out: Path, identity: dict[str, Any], crew: Crew) -> None:
+    """Note in `run.json` what draws here.
+
+    Raises:
+        UserError: something else does.
+    """
+    path = out / "run.json"
+    identity = json.loads(json.dumps(identity))
+    if crew.is_first and not path.is_file():
+        try:
+            write_text(path, json.dumps(identity, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to '{out}': {error.strerror or error}; give another --out"
+            ) from error
+    crew.wait()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    changed = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
+    if changed:
+        raise UserError(
+            f"'{out}' holds pictures of another run ({', '.join(changed)} differ); give another --out"
+        )
+
+
+def contract_row(model: ModelRecord, numbers: dict[str, Number], cost: CostRecord, n: int) -> dict[str, Any]:
+    """The row that every results.json of the project has; what was not measured is null."""
+
+    def value(*names: str) -> float | None:
+        return next((numbers[name].value for name in names if name in numbers), None)
+
+    row = Row(
+        model=model.kind,
+        steps=model.steps,
+        nfe=cost.nfe,
+        frechet_distance=value("frechet_distance", "fid"),
+        frechet_distance_to_teacher=value("frechet_distance_to_teacher", "fid_to_teacher"),
+        kid=value("kid"),
+        clip_score=value("clip"),
+        prompt_accuracy=value("prompt_accuracy"),
+        background_error=value("background_error"),
+        guidance_scale=model.guidance_scale,
+        latency_s=cost.latency_s,
+        n=n,
+        name=model.name,
+        sampler=model.scheduler,
+        images_per_s=cost.images_per_s,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    return vars(row).copy()
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of what takes part in the numbers."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
