@@ -16,15 +16,36 @@ if TYPE_CHECKING:
     from stepdistill.metrics.cmmd_features import CMMDFeatures
     from stepdistill.metrics.dino_features import DinoFeatures
     from stepdistill.metrics.diversity import PromptDiversity, mean_pairwise_cosine, vendi_score
+    from stepdistill.metrics.dpg_bench import DPGScores, read_dpg_prompts, read_dpg_results, write_dpg_folder
+    from stepdistill.metrics.external import CommandScorer
     from stepdistill.metrics.features import FeatureNetwork, PatchFeatures, feature_stats, image_files
     from stepdistill.metrics.generation import Generation
+    from stepdistill.metrics.geneval import (
+        GenEvalScores,
+        read_geneval_prompts,
+        read_geneval_results,
+        write_geneval_folder,
+    )
     from stepdistill.metrics.inception_features import InceptionFeatures
     from stepdistill.metrics.kernels import cmmd, gaussian_kernel_distance, kernel_distance_of_subsets
     from stepdistill.metrics.lpips import LPIPS
     from stepdistill.metrics.measurements import Results, Row
+    from stepdistill.metrics.named_scorers import SCORERS, load_scorer
     from stepdistill.metrics.neighbours import PRDC, precision_recall_density_coverage
     from stepdistill.metrics.paired import PairedSimilarity, psnr, ssim
     from stepdistill.metrics.pictures import grid
+    from stepdistill.metrics.prompt_scorers import PromptScorer
+    from stepdistill.metrics.prompt_scores import (
+        AestheticScore,
+        HPSv2,
+        ImageReward,
+        PickScore,
+        PromptScore,
+        ScoreSummary,
+        hps_benchmark,
+        read_scores,
+        write_scores,
+    )
     from stepdistill.metrics.protocols import EMOJI, PROTOCOLS, Protocol
     from stepdistill.metrics.references import ReferenceStats, load_reference_features
     from stepdistill.metrics.report import write_report
@@ -40,15 +61,21 @@ if TYPE_CHECKING:
     from stepdistill.metrics.weights import WeightFile
 
 _MODULES = {
+    "AestheticScore": "prompt_scores",
     "CLIPScore": "accumulators",
     "CMMD": "accumulators",
     "CMMDFeatures": "cmmd_features",
+    "CommandScorer": "external",
+    "DPGScores": "dpg_bench",
     "DinoFeatures": "dino_features",
     "EMOJI": "protocols",
     "FeatureNetwork": "features",
     "FeatureStats": "stats",
     "FrechetDistance": "accumulators",
+    "GenEvalScores": "geneval",
     "Generation": "generation",
+    "HPSv2": "prompt_scores",
+    "ImageReward": "prompt_scores",
     "InceptionFeatures": "inception_features",
     "KernelDistance": "accumulators",
     "LPIPS": "lpips",
@@ -56,13 +83,18 @@ _MODULES = {
     "PROTOCOLS": "protocols",
     "PairedSimilarity": "paired",
     "PatchFeatures": "features",
+    "PickScore": "prompt_scores",
     "PrecisionRecall": "accumulators",
     "PromptDiversity": "diversity",
+    "PromptScore": "prompt_scores",
+    "PromptScorer": "prompt_scorers",
     "Protocol": "protocols",
     "ReferenceStats": "references",
     "Results": "measurements",
     "Row": "measurements",
     "RunOptions": "runner",
+    "SCORERS": "named_scorers",
+    "ScoreSummary": "prompt_scores",
     "TeacherComparison": "teacher",
     "TeacherRun": "teacher",
     "WeightFile": "weights",
@@ -74,19 +106,29 @@ _MODULES = {
     "frechet_distance_of_features": "stats",
     "gaussian_kernel_distance": "kernels",
     "grid": "pictures",
+    "hps_benchmark": "prompt_scores",
     "image_files": "features",
     "kernel_distance": "stats",
     "kernel_distance_of_subsets": "kernels",
     "load_reference_features": "references",
+    "load_scorer": "named_scorers",
     "mean_pairwise_cosine": "diversity",
     "precision_recall_density_coverage": "neighbours",
     "psnr": "paired",
+    "read_dpg_prompts": "dpg_bench",
+    "read_dpg_results": "dpg_bench",
+    "read_geneval_prompts": "geneval",
+    "read_geneval_results": "geneval",
     "read_rows": "tables",
+    "read_scores": "prompt_scores",
     "ssim": "paired",
     "table": "tables",
     "vendi_score": "diversity",
+    "write_dpg_folder": "dpg_bench",
+    "write_geneval_folder": "geneval",
     "write_report": "report",
     "write_results": "tables",
+    "write_scores": "prompt_scores",
 }
 
 __all__ = [
@@ -95,24 +137,35 @@ __all__ = [
     "LPIPS",
     "PRDC",
     "PROTOCOLS",
+    "SCORERS",
+    "AestheticScore",
     "CLIPScore",
     "CMMDFeatures",
+    "CommandScorer",
+    "DPGScores",
     "DinoFeatures",
     "FeatureNetwork",
     "FeatureStats",
     "FrechetDistance",
+    "GenEvalScores",
     "Generation",
+    "HPSv2",
+    "ImageReward",
     "InceptionFeatures",
     "KernelDistance",
     "PairedSimilarity",
     "PatchFeatures",
+    "PickScore",
     "PrecisionRecall",
     "PromptDiversity",
+    "PromptScore",
+    "PromptScorer",
     "Protocol",
     "ReferenceStats",
     "Results",
     "Row",
     "RunOptions",
+    "ScoreSummary",
     "TeacherComparison",
     "TeacherRun",
     "WeightFile",
@@ -124,19 +177,29 @@ __all__ = [
     "frechet_distance_of_features",
     "gaussian_kernel_distance",
     "grid",
+    "hps_benchmark",
     "image_files",
     "kernel_distance",
     "kernel_distance_of_subsets",
     "load_reference_features",
+    "load_scorer",
     "mean_pairwise_cosine",
     "precision_recall_density_coverage",
     "psnr",
+    "read_dpg_prompts",
+    "read_dpg_results",
+    "read_geneval_prompts",
+    "read_geneval_results",
     "read_rows",
+    "read_scores",
     "ssim",
     "table",
     "vendi_score",
+    "write_dpg_folder",
+    "write_geneval_folder",
     "write_report",
     "write_results",
+    "write_scores",
 ]
 
 
