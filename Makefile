@@ -7,7 +7,7 @@ PARITY := .venv-parity
 PARITY_STAMP := $(PARITY)/.installed
 RUN ?= runs/demo
 
-.PHONY: demo test check parity clean
+.PHONY: demo test check parity notebooks clean
 
 demo: $(STAMP)  ## distil the embedded teacher to a few steps, export it, measure it, write runs/demo/report.html
 	$(BIN)/stepdistill distill recipes/emoji_dmd2_demo.yaml train.output_dir=$(RUN)
@@ -31,6 +31,9 @@ else
 	@$(MAKE) --no-print-directory $(PARITY_STAMP)
 	OMP_NUM_THREADS=1 $(PARITY)/bin/python -m pytest tests/parity
 endif
+
+notebooks: $(STAMP)  ## run the notebooks with their full settings and keep what they show
+	$(BIN)/python notebooks/execute.py
 
 # torch first and constrained: an unconstrained torch brings gigabytes of CUDA to a machine without a GPU.
 $(STAMP): pyproject.toml constraints.txt

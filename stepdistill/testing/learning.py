@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.distillers.base import Batch, Distiller
+from stepdistill.distillers.base import Batch, Distiller, Pairs
 from stepdistill.rng import RandomStream
 from stepdistill.typing import Latents, Times
 
@@ -40,17 +40,21 @@ def train_toy(
     cond: Conditioning,
     latents: Latents | None = None,
     *,
+    pairs: Pairs | None = None,
     num_steps: int = 500,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
+    critic_learning_rate: float | None = None,
     seed: int = 0,
 ) -> Distiller:
     """Run a method's turns with Adam and linear decay.
 
-    `cond` has one row, or one per sample of `latents`; every batch is a random part of them.
+    `cond` has one row, or one per sample of `latents`; every batch is a random part of them, and of `pairs` for methods
+    that need them. Critics have the student's learning rate unless they are given their own.
     """
+    rates = {"student": learning_rate, "critic": critic_learning_rate or learning_rate}
     players = distiller.players()
-    optimizers = {turn: torch.optim.Adam(p, lr=learning_rate) for turn, p in players.items()}
+    optimizers = {turn: torch.optim.Adam(p, lr=rates[turn]) for turn, p in players.items()}
     uncond = distiller.teacher.uncond(1).expand(batch_size)
     for step in range(num_steps):
         rng = BulkStream(seed, step, tuple(range(batch_size)))
@@ -58,11 +62,14 @@ def train_toy(
         told = cond.expand(batch_size) if len(cond) == 1 else cond[rows]
         real = None if latents is None else latents[rows]
         batch = Batch(told, uncond, rng, step, distiller.teacher.latent_shape(), real, told)
+        if pairs is not None:
+            rows = (rng.uniform("pairs") * len(pairs.noise)).long()
+            batch.pairs = Pairs(pairs.noise[rows], pairs.x0[rows], pairs.cond[rows])
         for turn in distiller.turns(step):
             losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
             losses.backward()
             for group in optimizers[turn].param_groups:
-                group["lr"] = learning_rate * (1 - step / num_steps)
+                group["lr"] = rates[turn] * (1 - step / num_steps)
             optimizers[turn].step()
             optimizers[turn].zero_grad()
             if turn == "student":

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from types import TracebackType
 
 import torch
@@ -31,6 +32,8 @@ def peak_memory_gib() -> float:
 class TrainingProgress:
     """A bar on standard error; as a context manager it is drawn while the block runs.
 
+    In a notebook it needs ipywidgets; without them it is written once, at the end, where rich would only complain.
+
     Args:
         total: steps of the run.
         start: steps already done by an earlier attempt.
@@ -47,7 +50,7 @@ class TrainingProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            console=Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False),
             disable=not shown,
         )
         self._task = self._bar.add_task("train", total=total, completed=start, rate="", note="")

@@ -15,7 +15,7 @@ from stepdistill.distillers.base import Batch, Distiller, Pairs
 from stepdistill.distillers.distribution.dmd import DMDConfig
 from stepdistill.distillers.distribution.dmd2 import DMD2Config
 from stepdistill.errors import UserError
-from stepdistill.testing import AffineDenoiser, BulkStream, GaussianTeacher, tiny_pipeline
+from stepdistill.testing import AffineDenoiser, GaussianTeacher, tiny_pipeline, train_toy
 
 EXACT = {"regression": "pseudo_huber"}
 
@@ -87,22 +87,11 @@ def trained(regression_weight: float) -> AffineDenoiser:
     student = distiller.student
     assert isinstance(student, AffineDenoiser)
     student.gain.data.fill_(-0.4)
-    players = distiller.players()
-    optimizers = {turn: torch.optim.Adam(p, betas=(0.5, 0.999)) for turn, p in players.items()}
-    size, steps = 64, 700
-    cond, uncond = teacher.encode(["x"]).expand(size), teacher.uncond(1).expand(size)
-    for step in range(steps):
-        rng = BulkStream(0, step, tuple(range(size)))
-        noise = rng.normal("pairs", (16,))
-        x0 = teacher.flow_map(noise, torch.ones(size), torch.zeros(size))
-        batch = Batch(cond, uncond, rng, step, (16,), pairs=Pairs(noise, x0, cond))
-        for turn in distiller.turns(step):
-            losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
-            losses.backward()
-            for group in optimizers[turn].param_groups:
-                group["lr"] = (1e-2 if turn == "student" else 3e-2) * (1 - step / steps)
-            optimizers[turn].step()
-            optimizers[turn].zero_grad()
+    noise = torch.randn(4096, 16, generator=torch.Generator().manual_seed(2))
+    cond, ends = teacher.encode(["x"]), torch.zeros(4096)
+    pairs = Pairs(noise, teacher.flow_map(noise, 1 - ends, ends), cond.expand(4096))
+    options = {"batch_size": 64, "learning_rate": 1e-2, "critic_learning_rate": 3e-2}
+    train_toy(distiller, cond, pairs=pairs, num_steps=700, **options)
     return student
 
 
