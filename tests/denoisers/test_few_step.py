@@ -86,7 +86,8 @@ def test_the_saved_folder_reloads(teacher, trained, tmp_path):
         p("a cat", latents=noise.clone(), output_type="pt", **student.call_arguments(sampler)).images
         for p in (pipe, again)
     )
-    assert torch.equal(one, other)
+    # Not bitwise: some matrix kernels round by where a weight lies in memory.
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     assert type(again.scheduler) is type(pipe.scheduler)
 
 
