@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from stepdistill import cli_evaluate
+from stepdistill import cli_evaluate, cli_report
 from stepdistill.errors import UserError
 
 app = typer.Typer(
@@ -107,7 +107,7 @@ def sample(
 
 
 app.command()(cli_evaluate.evaluate)
-app.command()(cli_evaluate.compare)
+app.command()(cli_report.compare)
 
 
 @app.command()
@@ -177,7 +177,7 @@ def methods(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(rows)
         return
-    cli_evaluate.print_table(rows)
+    cli_report.print_table(rows)
 
 
 @app.command()

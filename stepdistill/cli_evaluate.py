@@ -1,4 +1,4 @@
-"""`stepdistill evaluate` and `stepdistill compare`: parse, call, and print."""
+"""`stepdistill evaluate`: parse, call, and print."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
-from rich.console import Console
-from rich.table import Table
 
+from stepdistill.cli_report import console, print_rows
 from stepdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from stepdistill.metrics.processes import Crew
     from stepdistill.metrics.prompt_sets import PromptSet
     from stepdistill.metrics.protocols import Benchmark
-
-console = Console()
 
 PIPELINE, PROTOCOL, HOW = "What draws", "What is measured", "How"
 
@@ -171,25 +168,6 @@ def evaluate(
     _score(drawn, chosen, prompt_set, names, options, checks, crew, as_json=as_json)
 
 
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="folders of scored runs (--out of evaluate)")],
-    out: Annotated[Path, typer.Option(help="where tables, plots, grids and the page go")] = Path(
-        "runs/comparison"
-    ),
-    title: Annotated[str, typer.Option(help="of the page")] = "Comparison",
-) -> None:
-    """Set scored runs side by side: tables (Markdown, LaTeX, CSV), plots, grids and one self-contained page.
-
-    [dim]stepdistill compare runs/teacher-50 runs/student-4 --out runs/comparison[/dim]
-    """
-    from stepdistill.metrics.comparison_page import write_comparison
-    from stepdistill.metrics.galleries import ScoredRun
-
-    page = write_comparison([ScoredRun.open(path) for path in runs], out, title=title)
-    sys.stdout.write((out / "table.md").read_text(encoding="utf-8"))
-    Console(stderr=True).print(f"done: {page}", highlight=False, soft_wrap=True)
-
-
 def _evaluate_run(
     run: Path, n: int, which: Literal["last", "best"], checks: Sequence[Bound], *, as_json: bool
 ) -> None:
@@ -206,7 +184,7 @@ def _evaluate_run(
     if as_json:
         sys.stdout.write(json.dumps(results, indent=1) + "\n")
     else:
-        _print_rows(results["rows"])
+        print_rows(results["rows"])
     student = next(row for row in results["rows"] if row["model"] == "student")
     numbers = {key: value for key, value in student.items() if isinstance(value, (int, float))}
     check_bounds(checks, numbers)
@@ -313,19 +291,3 @@ def _named_value(text: str) -> tuple[str, Any]:
 def _progress(stage: str, done: int, total: int) -> None:
     if done == total or done % 10 == 0:
         sys.stderr.write(f"{stage}: block {done} of {total}\n")
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    columns = ("name", "steps", "nfe", "frechet_distance", "frechet_distance_to_teacher", "kid", "clip_score",
-               "prompt_accuracy", "coverage", "latency_s", "n")  # fmt: skip
-    print_table([{column: row.get(column) for column in columns} for row in rows])
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Dictionaries of the same keys as a table on the terminal."""
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(
-            *(f"{value:.4g}" if isinstance(value, float) else str(value or "-") for value in row.values())
-        )
-    console.print(table)

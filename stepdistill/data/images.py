@@ -12,7 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pyarrow import ArrowInvalid
 
 from stepdistill.data.emoji import EmojiWorld
-from stepdistill.data.prompts import COLUMNS, TRAINING_SCENES
+from stepdistill.data.prompt_files import COLUMNS
+from stepdistill.data.prompts import TRAINING_SCENES
 from stepdistill.errors import UserError
 from stepdistill.typing import Images
 

@@ -31,7 +31,7 @@ from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.picture_store import PARTS, FileFormat, PictureStore, write_text
 from stepdistill.metrics.processes import Crew
 from stepdistill.metrics.prompt_sets import PromptSet
-from stepdistill.metrics.protocols import Benchmark
+from stepdistill.metrics.protocols import Benchmark, record_hash
 from stepdistill.metrics.real_sides import (
     Features,
     Moments,
@@ -42,6 +42,7 @@ from stepdistill.metrics.real_sides import (
 )
 from stepdistill.metrics.reductions import Reduced
 from stepdistill.metrics.scoring import Columns, Eye, ScoreTable
+from stepdistill.metrics.tables import RESULTS_NAME
 from stepdistill.metrics.timing import CostRules, measure_cost
 
 VERSIONED = (
@@ -116,7 +117,7 @@ def run_benchmark(
     numbers: dict[str, Number] = {}
     for variant in dict.fromkeys(variant_of(name, protocol) for name in names):
         numbers |= run.numbers(variant, [name for name in names if variant_of(name, protocol) == variant])
-    results = run.document(numbers, cost)
+    results = run.document(run.earlier_numbers() | numbers, cost)
     if crew.is_first:
         results.write(options.out)
         shutil.rmtree(options.out / PARTS, ignore_errors=True)
@@ -274,6 +275,22 @@ class _Run:
         records = [each for each in self.store.records().values() if each.sample == 0]
         return PromptSet.of([record.prompt for record in records]).digest
 
+    def earlier_numbers(self) -> dict[str, Number]:
+        """What an earlier call measured on the very pictures that are here now."""
+        path = self.options.out / RESULTS_NAME
+        if not path.is_file():
+            return {}
+        earlier = RunResults.read(path)
+        is_same = (
+            earlier.pictures == self.pictures_record() and earlier.prompts["digest"] == self.prompts_digest()
+        )
+        return earlier.metrics if is_same else {}
+
+    def pictures_record(self) -> dict[str, Any]:
+        """Digest and number of the pictures."""
+        digests = [record.digest for record in self.store.records().values()]
+        return {"digest": record_hash({"pictures": digests}), "n": len(digests)}
+
     def document(self, numbers: dict[str, Number], cost: CostRecord) -> RunResults:
         """The whole of it."""
         records = list(self.store.records().values())
@@ -285,6 +302,7 @@ class _Run:
                 "n": len(prompts),
                 "first": [each.prompt for each in prompts[:3]],
             },
+            pictures=self.pictures_record(),
             seeds={
                 "protocol_seed": self.protocol.seed,
                 "rule": "the first 63 bits of blake2b-64('SEED/PROMPT/SAMPLE')",

@@ -44,6 +44,8 @@ class CostColumn:
     title: str
     form: str
     field: str
+    is_setting: bool = False
+    """Settings stand before the numbers, costs after them."""
 
     def text(self, run: RunResults) -> str:
         """The value as shown; empty where it was not measured."""
@@ -52,9 +54,9 @@ class CostColumn:
 
 
 COSTS = (
-    CostColumn("steps", "Steps", "{:d}", "model"),
-    CostColumn("nfe", "NFE", "{:g}", "cost"),
-    CostColumn("guidance_scale", "Guidance", "{:g}", "model"),
+    CostColumn("steps", "Steps", "{:d}", "model", is_setting=True),
+    CostColumn("nfe", "NFE", "{:g}", "cost", is_setting=True),
+    CostColumn("guidance_scale", "Guidance", "{:g}", "model", is_setting=True),
     CostColumn("latency_s", "Latency, s", "{:.3g}", "cost"),
     CostColumn("latency_network_s", "Network alone, s", "{:.3g}", "cost"),
     CostColumn("images_per_s", "Images/s", "{:.3g}", "cost"),
@@ -76,9 +78,11 @@ def number_columns(runs: Sequence[RunResults]) -> list[NumberColumn]:
     return sorted(found.values(), key=lambda column: names.index(column.name))
 
 
-def cost_columns(runs: Sequence[RunResults]) -> list[CostColumn]:
-    """The cost columns that some run has a value for."""
-    return [column for column in COSTS if any(column.text(run) for run in runs)]
+def cost_columns(runs: Sequence[RunResults], *, settings: bool) -> list[CostColumn]:
+    """The settings, or the costs, that some run has a value for."""
+    return [
+        column for column in COSTS if column.is_setting == settings and any(column.text(run) for run in runs)
+    ]
 
 
 def best_rank(column: NumberColumn, run: RunResults, runs: Sequence[RunResults]) -> int | None:
@@ -144,8 +148,9 @@ def labels(columns: Sequence[NumberColumn]) -> list[str]:
 
 
 def _markdown(runs: Sequence[RunResults]) -> str:
-    costs, columns = cost_columns(runs), number_columns(runs)
-    lines = [["Model", *(cost.title for cost in costs), *labels(columns)]]
+    first, costs = (cost_columns(runs, settings=which) for which in (True, False))
+    columns = number_columns(runs)
+    lines = [["Model", *(each.title for each in first), *labels(columns), *(each.title for each in costs)]]
     marks = {None: "{}", 1: "**{}**", 2: "<u>{}</u>"}
     for run in runs:
         cells = [
@@ -154,9 +159,10 @@ def _markdown(runs: Sequence[RunResults]) -> str:
             )
             for column in columns
         ]
-        lines.append([run.model.name.replace("|", "\\|"), *(cost.text(run) for cost in costs), *cells])
+        name = run.model.name.replace("|", "\\|")
+        lines.append([name, *(each.text(run) for each in first), *cells, *(each.text(run) for each in costs)])
     head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    rule = "|---|" + "---:|" * (len(costs) + len(columns))
+    rule = "|---|" + "---:|" * (len(first) + len(columns) + len(costs))
     notes = [
         f"- {label}: {column.variant}, protocol {column.protocol_name} `{column.protocol}`"
         for label, column in zip(labels(columns), columns, strict=True)
@@ -165,14 +171,15 @@ def _markdown(runs: Sequence[RunResults]) -> str:
 
 
 def _latex(runs: Sequence[RunResults]) -> str:
-    costs, columns = cost_columns(runs), number_columns(runs)
+    first, costs = (cost_columns(runs, settings=which) for which in (True, False))
+    columns = number_columns(runs)
     marks = {None: "{}", 1: "\\textbf{{{}}}", 2: "\\underline{{{}}}"}
-    heads = [_tex(text) for text in ["Model", *(cost.title for cost in costs), *labels(columns)]]
+    titles = ["Model", *(each.title for each in first), *labels(columns), *(each.title for each in costs)]
     lines = [
         "% needs \\usepackage{booktabs}",
-        "\\begin{tabular}{l" + "r" * (len(costs) + len(columns)) + "}",
+        "\\begin{tabular}{l" + "r" * (len(titles) - 1) + "}",
         "\\toprule",
-        " & ".join(heads) + " \\\\",
+        " & ".join(_tex(title) for title in titles) + " \\\\",
         "\\midrule",
     ]
     for run in runs:
@@ -182,9 +189,8 @@ def _latex(runs: Sequence[RunResults]) -> str:
             ].format(text)
             for column in columns
         ]
-        lines.append(
-            " & ".join([_tex(run.model.name), *(_tex(cost.text(run)) for cost in costs), *cells]) + " \\\\"
-        )
+        before, after = ([_tex(each.text(run)) for each in group] for group in (first, costs))
+        lines.append(" & ".join([_tex(run.model.name), *before, *cells, *after]) + " \\\\")
     notes = [
         f"% {label}: {column.variant}, protocol {column.protocol_name} {column.protocol}"
         for label, column in zip(labels(columns), columns, strict=True)

@@ -87,47 +87,57 @@ def page(runs: Sequence[ScoredRun], plots: dict[str, str], sheets: dict[str, Ima
 
 
 def column_groups(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
-    """Heads above the heads: cost, then each protocol with the number of its columns."""
-    groups = [{"name": "", "hash": "", "count": 1 + len(cost_columns(runs))}]
+    """Heads above the heads: settings, each protocol with the number of its columns, costs."""
+    groups = [{"name": "", "hash": "", "count": 1 + len(cost_columns(runs, settings=True))}]
     for column in number_columns(runs):
         if groups[-1]["hash"] == column.protocol:
             groups[-1]["count"] += 1
         else:
             groups.append({"name": column.protocol_name, "hash": column.protocol, "count": 1})
-    return groups
+    costs = len(cost_columns(runs, settings=False))
+    return groups + ([{"name": "cost", "hash": "", "count": costs}] if costs else [])
 
 
 def heads(runs: Sequence[RunResults]) -> list[dict[str, str]]:
     """Column heads: text, and what the pointer shows."""
-    return [{"text": cost.title, "note": ""} for cost in cost_columns(runs)] + [
+    first, costs = (
+        [{"text": each.title, "note": ""} for each in cost_columns(runs, settings=which)]
+        for which in (True, False)
+    )
+    numbers = [
         {
             "text": f"{column.title} {column.arrow}".strip(),
             "note": f"{column.variant}, {column.protocol_name} {column.protocol}",
         }
         for column in number_columns(runs)
     ]
+    return [*first, *numbers, *costs]
 
 
 def table_row(run: RunResults, runs: Sequence[RunResults]) -> dict[str, Any]:
     """Cells with the values they are sorted by."""
-    cells = [
-        {"text": cost.text(run), "value": _sortable(cost.text(run)), "rank": None}
-        for cost in cost_columns(runs)
-    ]
+    first, costs = (
+        [
+            {"text": (text := each.text(run)), "value": _sortable(text), "rank": None}
+            for each in cost_columns(runs, settings=which)
+        ]
+        for which in (True, False)
+    )
+    numbers = []
     for column in number_columns(runs):
         number = column.value(run)
         value = "" if number is None or number.value is None else repr(number.value)
-        cells.append({"text": number_text(number), "value": value, "rank": best_rank(column, run, runs)})
-    return {"name": run.model.name, "kind": run.model.kind, "cells": cells}
+        numbers.append({"text": number_text(number), "value": value, "rank": best_rank(column, run, runs)})
+    return {"name": run.model.name, "kind": run.model.kind, "cells": [*first, *numbers, *costs]}
 
 
 def slider_start(runs: Sequence[ScoredRun]) -> tuple[int, int]:
-    """Numbers of the models shown at first: a teacher on the left, a student on the right."""
+    """Numbers of the models shown at first: the first teacher on the left, the last student on the right."""
     kinds = [run.results.model.kind for run in runs]
     left = kinds.index("teacher") if "teacher" in kinds else 0
-    return left, next(
-        (i for i, kind in enumerate(kinds) if i != left and kind != "teacher"), min(1, len(kinds) - 1)
-    )
+    others = [number for number, kind in enumerate(kinds) if number != left]
+    students = [number for number in others if kinds[number] == "student"]
+    return left, (students or others or [left])[-1]
 
 
 def slider_pictures(runs: Sequence[ScoredRun]) -> list[dict[str, Any]]:

@@ -59,6 +59,7 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
                 [number.value for _, number, _ in line],
                 yerr=[number.standard_error or 0.0 for _, number, _ in line],
                 color=colour,
+                linestyle="-" if x_name in ("steps", "latency") else "",
                 marker="o",
                 markersize=4,
                 capsize=2,
@@ -78,7 +79,7 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
 
 def _name_points(axes: Any, line: Sequence[Point]) -> None:
     for x, number, run in line:
-        text = f"{run.model.steps} steps" if run.model.steps else ""
+        text = f"{run.model.steps} step{'' if run.model.steps == 1 else 's'}" if run.model.steps else ""
         axes.annotate(
             text, (x, number.value), textcoords="offset points", xytext=(4, 4), fontsize=7, color=FAINT
         )

@@ -116,7 +116,8 @@ class RunResults(BaseModel):
         schema_version: of this document; other versions are refused.
         schema_of_rows: of `rows`, written as `schema`.
         seeds: the protocol's seed, the rule that makes each picture's own, and the first few.
-        prompts: their digest, number and source.
+        prompts: their digest, number and the first few.
+        pictures: digest and number of the pictures.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -125,6 +126,7 @@ class RunResults(BaseModel):
     schema_of_rows: int = Field(default=1, alias="schema")
     protocol: dict[str, Any]
     prompts: dict[str, Any]
+    pictures: dict[str, Any]
     seeds: dict[str, Any]
     model: ModelRecord
     metrics: dict[str, Number]

@@ -21,8 +21,8 @@ from stepdistill.metrics import eyes
 from stepdistill.metrics.benchmark import BenchmarkOptions, Drawn, run_benchmark
 from stepdistill.metrics.catalogue import chosen_metrics, variant_of
 from stepdistill.metrics.document import ModelRecord, RunResults
-from stepdistill.metrics.eyes import DiversityEye, FeatureEye, ScorerEye
 from stepdistill.metrics.extractors import ClipFeatures
+from stepdistill.metrics.eyes import DiversityEye, FeatureEye, ScorerEye
 from stepdistill.metrics.features import FeatureNetwork
 from stepdistill.metrics.generation import prompt_seed
 from stepdistill.metrics.picture_store import MANIFEST, read_manifest
@@ -192,7 +192,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     blocks: list[tuple[str, int]] = []
     again = options(tmp_path, real, progress=lambda name, done, total: blocks.append((name, total)))
     run_benchmark(drawn, PROTOCOL, PROMPTS, METRICS, again)
-    assert dict(blocks)[stage] < 3, "what was done is not done again"
+    first = next(total for name, total in blocks if name == stage)
+    assert first < 3, "what was done is not done again"
     assert pictures(tmp_path) == pictures(whole)
     assert RunResults.read(tmp_path).metrics == RunResults.read(whole).metrics
 
@@ -221,6 +222,14 @@ def test_a_finished_run_draws_and_scores_nothing(
     assert blocks == []
 
 
+def test_numbers_of_an_earlier_call_stay(drawn: Drawn, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    found = run_benchmark(drawn, PROTOCOL, PROMPTS, ["contrast"], options(out, None))
+    assert set(found.metrics) == {*METRICS, "contrast"}
+    assert found.metrics["fid"] == RunResults.read(whole).metrics["fid"]
+
+
 def test_neither_batch_nor_order_matters(drawn: Drawn, real: Path, whole: Path, tmp_path: Path) -> None:
     found = run_benchmark(drawn, PROTOCOL, PROMPTS, METRICS, options(tmp_path, real, batch_size=8))
     expected = RunResults.read(whole)
@@ -246,6 +255,8 @@ def test_changed_pictures_are_scored_anew(whole: Path, real: Path, tmp_path: Pat
     first = run_benchmark(adopted, PROTOCOL, None, ["fid", "brightness"], none)
     assert first.metrics["fid"].value == pytest.approx(0.0, abs=1e-9)
     Image.new("RGB", (16, 16), (255, 255, 255)).save(folder / "3.png")
+    second = run_benchmark(adopted, PROTOCOL, None, ["brightness"], none)
+    assert set(second.metrics) == {"brightness"}, "the earlier distance was of other pictures"
     second = run_benchmark(adopted, PROTOCOL, None, ["fid", "brightness"], none)
     assert second.metrics["brightness"].value > first.metrics["brightness"].value
     assert second.metrics["fid"].value > 0.01
@@ -259,8 +270,8 @@ def test_pictures_of_a_run_keep_their_prompts(whole: Path, tmp_path: Path) -> No
     adopted = Drawn(ModelRecord(name="again", source=str(whole)), folder=whole)
     found = run_benchmark(adopted, PROTOCOL, None, ["clip"], options(tmp_path, None))
     assert found.metrics["clip"] == RunResults.read(whole).metrics["clip"]
+    others = PromptSet.of([f"other {number}" for number in range(8)])
     with pytest.raises(UserError, match="of other prompts"):
-        others = PromptSet.of([f"other {number}" for number in range(8)])
         run_benchmark(adopted, PROTOCOL, others, ["clip"], options(tmp_path / "other", None))
 
 
