@@ -1,65 +1,39 @@
-"""Rewards by name, as recipes write them: the embedded one, or any function of the user's."""
+"""Rewards by name, as recipes write them: every scorer of `stepdistill.metrics`, or any function of the user's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from pydantic import ValidationError
 
-from stepdistill.critics.reward import Reward
+from stepdistill.critics.reward import Reward, RewardConfig
 from stepdistill.errors import UserError
-from stepdistill.metrics.extractors import ClipFeatures, emoji_clip
-from stepdistill.metrics.preprocess import resize
-from stepdistill.typing import Images
+from stepdistill.metrics.named_scorers import load_scorer
+from stepdistill.metrics.prompt_scorers import CallableScorer, NetworkScorer
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class ClipSimilarity:
-    """The cosine of an image and its prompt under a CLIP model; gradients flow into the images.
+def load_reward(reward: str | Mapping[str, Any] | RewardConfig) -> Reward:
+    """A reward by the name of a scorer, by a recipe's `{name: ..., weights: ...}`, or by `package.module:function`.
 
-    Args:
-        features: the model; it follows the images to their device.
-    """
-
-    def __init__(self, features: ClipFeatures) -> None:
-        self.features = features
-
-    def __call__(self, images: Images, prompts: Sequence[str]) -> Tensor:
-        """Cosines in [-1, 1], shape (B,)."""
-        features = self.features.to(images.device)
-        preprocess = features.preprocess
-        # Not `preprocess` itself: it rounds to 8 bits, which has no gradient.
-        pixels = resize(images.float(), preprocess.size)
-        mean, std = pixels.new_tensor(preprocess.mean), pixels.new_tensor(preprocess.std)
-        pooled = features.model.vision_model(
-            pixel_values=(pixels - mean[:, None, None]) / std[:, None, None]
-        ).pooler_output
-        with torch.no_grad():
-            texts = features.texts(prompts)
-        return cosine_similarity(features.model.visual_projection(pooled).float(), texts, dim=1)
-
-
-REWARDS: dict[str, Callable[[], Reward]] = {"emoji_clip": lambda: ClipSimilarity(emoji_clip())}
-"""What makes each named reward."""
-
-
-def load_reward(name: str) -> Reward:
-    """A reward by its name in `REWARDS`, or the callable that `package.module:name` says.
+    The scorers that are networks are differentiable in the images and follow them to their device; a command of the user's
+    can only rank. Values are in the scorer's own units: `clip/...` are 100 times the cosine, `emoji_clip` is the cosine.
 
     Raises:
-        UserError: there is no such reward.
+        UserError: there is no such reward, it has no such option, or its weights are missing.
     """
-    if name in REWARDS:
-        return REWARDS[name]()
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise UserError(
-            f"method.reward: unknown reward '{name}'; use one of {', '.join(REWARDS)}, or package.module:function "
-            "with function(images, prompts) -> one number per image"
-        )
     try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"method.reward: '{name}' cannot be imported: {error}") from error
+        config = RewardConfig.model_validate(reward)
+        scorer = load_scorer(config.name, **config.options())
+    except UserError as error:
+        raise UserError(f"method.reward: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(f"method.reward.{where}: {problem['msg'].lower()}") from error
+    if isinstance(scorer, NetworkScorer):
+        return scorer.to(_DTYPES[config.dtype]).reward
+    return scorer.function if isinstance(scorer, CallableScorer) else scorer

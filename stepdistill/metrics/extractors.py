@@ -16,6 +16,7 @@ from stepdistill.data.cache import fingerprint
 from stepdistill.errors import UserError
 from stepdistill.metrics.features import FeatureNetwork
 from stepdistill.metrics.preprocess import Preprocess
+from stepdistill.metrics.transforms import PictureTransform
 from stepdistill.typing import Images
 
 
@@ -39,7 +40,7 @@ class ClipFeatures(FeatureNetwork):
         self,
         model: CLIPModel,
         tokenizer: PreTrainedTokenizerBase,
-        preprocess: Preprocess | None = None,
+        preprocess: Preprocess | PictureTransform | None = None,
         *,
         name: str,
     ) -> None:
@@ -47,7 +48,8 @@ class ClipFeatures(FeatureNetwork):
         config: Any = model.config
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.preprocess = preprocess or Preprocess(config.vision_config.image_size)
+        self.image_size = int(config.vision_config.image_size)
+        self.preprocess = preprocess or Preprocess(self.image_size)
         self.name = name
         self.num_features = int(config.projection_dim)
         self.max_tokens = int(config.text_config.max_position_embeddings)
@@ -72,10 +74,19 @@ class ClipFeatures(FeatureNetwork):
         """Where the network is."""
         return next(self.model.parameters()).device
 
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by."""
+        return float(self.model.logit_scale.exp())
+
     @torch.no_grad()
     def images(self, images: Images) -> ImageFeatures:
         """Pooled features and embeddings of a batch of images in [0, 1]."""
-        pixels = self.preprocess(images).to(self.device)
+        return self.seen(self.preprocess(images))
+
+    def seen(self, pixels: Tensor) -> ImageFeatures:
+        """The same of pixels that are normalised already; gradients flow into them."""
+        pixels = pixels.to(self.device, self.model.dtype)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return ImageFeatures(pooled.float(), self.model.visual_projection(pooled).float())
 

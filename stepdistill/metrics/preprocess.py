@@ -78,7 +78,11 @@ class Preprocess:
 
     def __call__(self, images: Images) -> Tensor:
         """Normalised pixels (B, 3, size, size)."""
-        return normalise(resize(quantise(images), self.size), self.mean, self.std)
+        return self.differentiable(quantise(images))
+
+    def differentiable(self, images: Images) -> Tensor:
+        """The same without rounding to 8 bits, which has no gradient."""
+        return normalise(resize(images.float(), self.size), self.mean, self.std)
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

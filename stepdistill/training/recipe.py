@@ -6,7 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -271,7 +271,9 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     for name in path:
         annotation = model.model_fields[name].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        options = get_args(annotation) or (annotation,)  # of `Model | None` the model
+        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if len(models) != 1:
             return []
-        model = annotation
+        model = models[0]
     return list(model.model_fields)

@@ -177,6 +177,15 @@ def test_the_clip_loss_pulls_towards_its_reward_and_decays() -> None:
     assert distiller.student_step(batch).terms["clip"].item() == 0
 
 
+def test_a_reward_without_a_gradient_is_refused() -> None:
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    config = SwiftBrushConfig(reward="a command")
+    constant = lambda images, prompts: torch.zeros(len(images))  # noqa: E731
+    distiller = sd.SwiftBrush(teacher, config, roles=sd.Roles(rank=2), reward=constant)
+    with pytest.raises(UserError, match="no gradient"):
+        distiller.student_step(batch_of(distiller))
+
+
 def test_a_named_reward_has_to_be_given() -> None:
     with pytest.raises(UserError, match="load_reward"):
         tiny(reward="emoji_clip")

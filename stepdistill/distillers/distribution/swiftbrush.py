@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.critics.reward import Reward
+from stepdistill.critics.reward import Reward, RewardConfig
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers.base import Batch
@@ -63,11 +63,14 @@ class SwiftBrushConfig(DistributionMatchingConfig):
     prompt_dropout: float = Field(
         default=0.1, ge=0.0, le=1.0, description="part of the fake score's samples that lose their prompt"
     )
-    reward: str | None = Field(
-        default=None, description="v2: similarity of image and prompt ('emoji_clip'); null: off"
+    reward: RewardConfig | None = Field(
+        default=None,
+        description="v2: similarity of image and prompt, a differentiable scorer ('emoji_clip', 'clip/...'); null: off",
     )
     clip_weight: float = Field(default=0.1, ge=0.0, description="v2: weight of the clamped similarity")
-    clip_threshold: float = Field(default=0.35, description="v2: similarity above which it does not pull")
+    clip_threshold: float = Field(
+        default=0.35, description="v2: similarity above which it does not pull, in the reward's units"
+    )
     clip_decay_steps: int | None = Field(
         default=None, ge=1, description="v2: iterations in which the weight falls to zero; null: constant"
     )
@@ -97,7 +100,7 @@ class SwiftBrush(DistributionMatching[SwiftBrushConfig]):
         super().__init__(teacher, config, roles=roles, student=student, fake_score=fake_score)
         if self.config.reward is not None and reward is None:
             raise UserError(
-                f"method.reward names '{self.config.reward}': pass reward=load_reward(name) beside it"
+                f"method.reward names '{self.config.reward.name}': pass reward=load_reward(name) beside it"
             )
         self.reward = reward
 
@@ -111,6 +114,10 @@ class SwiftBrush(DistributionMatching[SwiftBrushConfig]):
         terms, logs = super().match(x0, batch, rng)
         if self.reward is not None:
             similarity = self.reward(self.teacher.decode(x0), batch.prompts)
+            if x0.requires_grad and not similarity.requires_grad:
+                raise UserError(
+                    "method.reward has no gradient in the images; name a scorer that is a network"
+                )
             decay = self.config.clip_decay_steps
             remaining = 1.0 if decay is None else max(1 - batch.step / decay, 0.0)
             terms["clip"] = remaining * clamped_reward(similarity, threshold=self.config.clip_threshold)

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.critics.reward import Reward
+from stepdistill.critics.reward import Reward, RewardConfig
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers.base import Batch, Distiller, DistillerConfig, Losses, PerTime
@@ -52,8 +52,10 @@ class PSOConfig(DistillerConfig):
         default="renoise",
         description="online: transitions; ancestral for students of the Euler-ancestral sampler",
     )
-    reward: str | None = Field(
-        default=None, description="online: what ranks the images, 'emoji_clip' or package.module:function"
+    reward: RewardConfig | None = Field(
+        default=None,
+        description="online: what ranks the images: a scorer ('emoji_clip', 'hps/v2.1', 'pickscore', ...), alone or as "
+        "{name: ..., weights: ...}, or package.module:function",
     )
     beta: float = Field(
         default=50.0, gt=0.0, description="how sharply the margin counts, given the reduction"

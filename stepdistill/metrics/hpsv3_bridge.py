@@ -1,0 +1,32 @@
+"""Runs in HPSv3's own environment, where nothing of stepdistill is: `python hpsv3_bridge.py MANIFEST SCORES`.
+
+The files are described in `stepdistill/metrics/external.py`. Written for Python 3.8 and hpsv3 1.0.0, whose rewards are pairs of
+a mean and a spread; the mean is the score.
+"""
+
+import json
+import sys
+
+BATCH = 8
+
+
+def main(manifest: str, scores: str) -> None:
+    """Score the pictures of a manifest."""
+    import torch
+    from hpsv3 import HPSv3RewardInferencer  # pyright: ignore[reportMissingImports] - in its own environment
+
+    with open(manifest, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    scorer = HPSv3RewardInferencer(device="cuda" if torch.cuda.is_available() else "cpu")
+    with open(scores, "w", encoding="utf-8") as file, torch.no_grad():
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            rewards = scorer.reward(
+                image_paths=[row["image"] for row in part], prompts=[row["prompt"] for row in part]
+            )
+            for row, reward in zip(part, rewards):  # noqa: B905 - not in Python 3.8
+                file.write(json.dumps({"index": row["index"], "score": float(reward[0])}) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
