@@ -169,7 +169,9 @@ class PrecisionRecall(FeatureSets):
 
     higher_is_better = True
 
-    def __init__(self, extractor: Extractor | None = None, *, k: int = 5, by_matmul: bool = False) -> None:
+    def __init__(
+        self, extractor: Extractor | None = None, *, k: int = 5, by_matmul: bool | None = None
+    ) -> None:
         super().__init__(extractor)
         self.k, self.by_matmul = k, by_matmul
 

@@ -53,7 +53,7 @@ class DinoFeatures(FeatureNetwork):
 
     Takes the model over: its position embeddings are resized once, as the published network does it
     (https://github.com/facebookresearch/dinov2, `interpolate_pos_encoding`). transformers leaves out that network's offset
-    of 0.1 patches, and its features differ in the third digit.
+    of 0.1 patches, so its features are not those of the published distances.
     """
 
     def __init__(

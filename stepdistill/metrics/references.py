@@ -16,7 +16,6 @@ from torch import Tensor
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.stats import FeatureStats
-from stepdistill.metrics.weights import existing
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ReferenceStats:
         Raises:
             UserError: no such file, or no statistics in it.
         """
-        file = existing(path)
+        file = _existing(path)
         record = _read_pickle(file, metric) if file.suffix == ".pkl" else _read_npz(file)
         if "mu" not in record or "sigma" not in record:
             raise UserError(
@@ -95,13 +94,22 @@ class ReferenceStats:
 
 def load_reference_features(path: str | Path) -> Tensor:
     """Features (n, d) of a reference set, as clean-fid publishes them for KID (`feats` of an `.npz`)."""
-    file = existing(path)
+    file = _existing(path)
     record = _read_npz(file)
     if "feats" not in record:
         raise UserError(
             f"{file} holds {', '.join(sorted(record)) or 'nothing'}, not the feats of a KID reference"
         )
     return torch.from_numpy(record["feats"])
+
+
+def _existing(path: str | Path) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(
+            f"no reference at {file}: give an .npz or .pkl that exists, or make one with ReferenceStats.save"
+        )
+    return file
 
 
 def _read_npz(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -141,13 +142,29 @@ def _trace_of_root(s1: Tensor, s2: Tensor, method: Method) -> Tensor:
     if method == "cholesky" and not is_definite:
         raise ValueError("the first covariance is not positive definite: use method='eigh', or more samples")
     if method == "eigh" or not is_definite:
-        factor = _root(s1)
-    product = factor.T @ s2 @ factor
+        root = _root(s1)
+        product = root.T @ s2 @ root
+    else:
+        product = _triangular_congruence(factor, s2)
     try:
-        eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
+        eigenvalues = torch.linalg.eigvalsh(product)  # reads the lower triangle alone
     except torch.linalg.LinAlgError:  # did not converge
         return _trace_of_root(s1, s2, "svd")
     return eigenvalues.clamp_min(0).sqrt().sum()
+
+
+def _triangular_congruence(factor: Tensor, s: Tensor, num_blocks: int = 8) -> Tensor:
+    """The lower triangle of `L^T S L` for lower triangular L and symmetric S; what is above the diagonal blocks is zero.
+
+    In blocks that leave out the zeros of L and the upper half of the result: a third of the work of two dense products.
+    """
+    product = torch.zeros_like(s)
+    edges = torch.linspace(0, len(s), min(num_blocks, len(s)) + 1).round().long().tolist()
+    for left, right in pairwise(edges):
+        columns = s[left:, left:] @ factor[left:, left:right]
+        for top, bottom in pairwise(edges[edges.index(left) :]):
+            product[top:bottom, left:right] = factor[top:, top:bottom].T @ columns[top - left :]
+    return product
 
 
 def _root(s: Tensor) -> Tensor:

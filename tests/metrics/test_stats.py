@@ -54,6 +54,59 @@ def test_singular_covariances_agree_with_the_nuclear_norm() -> None:
     assert math.isclose(by_eigh, by_svd, rel_tol=1e-6)
 
 
+def test_all_methods_agree() -> None:
+    x, y = FeatureStats.of(features(200, 24)), FeatureStats.of(features(150, 24, seed=1, offset=0.3))
+    values = [
+        frechet_distance(x.mean, x.cov, y.mean, y.cov, method=method)
+        for method in ("cholesky", "eigh", "svd", "auto")
+    ]
+    assert max(values) - min(values) < 1e-11 * values[0]
+    assert values[0] == values[3]
+
+
+@pytest.mark.parametrize("d", [1, 2, 7, 8, 19, 64])
+def test_blocks_of_the_triangular_product_fit_together(d: int) -> None:
+    """Of Gaussians with commuting covariances in a rotated basis, whatever the number of dimensions and blocks."""
+    basis, _ = torch.linalg.qr(features(d, d))
+    a, b = torch.linspace(1, 3, d, dtype=torch.float64), torch.linspace(5, 2, d, dtype=torch.float64)
+    zero = torch.zeros(d, dtype=torch.float64)
+    value = frechet_distance(zero, basis * a @ basis.T, zero, basis * b @ basis.T, method="cholesky")
+    assert math.isclose(value, float((a.sqrt() - b.sqrt()).square().sum()), rel_tol=1e-11)
+
+
+def test_singular_covariances_are_left_to_the_other_methods() -> None:
+    """Of diagonal covariances with zeros: sum (sqrt a - sqrt b)^2."""
+    a, b = torch.tensor([4.0, 0.0, 1.0]), torch.tensor([0.0, 0.0, 9.0])
+    zero = torch.zeros(3)
+    for method in ("auto", "eigh", "svd"):
+        value = frechet_distance(zero, a.diag(), zero, b.diag(), method=method)
+        assert math.isclose(value, 8.0, rel_tol=1e-12)
+    with pytest.raises(ValueError, match="not positive definite"):
+        frechet_distance(zero, a.diag(), zero, b.diag(), method="cholesky")
+
+
+def test_a_failed_eigenvalue_solver_falls_back_on_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = FeatureStats.of(features(60, 6)), FeatureStats.of(features(50, 6, seed=1))
+    expected = frechet_distance(x.mean, x.cov, y.mean, y.cov)
+
+    def fails(matrix: torch.Tensor) -> torch.Tensor:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
+    assert math.isclose(frechet_distance(x.mean, x.cov, y.mean, y.cov), expected, rel_tol=1e-11)
+
+
+def test_features_that_are_not_finite_are_named() -> None:
+    mean, cov = torch.zeros(2), torch.eye(2)
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(mean, cov, torch.tensor([0.0, math.nan]), cov)
+
+
+def test_one_process_reduces_to_itself() -> None:
+    stats = FeatureStats.of(features(20, 3))
+    assert stats.all_reduce() is stats
+
+
 def test_zero_covariance_leaves_the_means() -> None:
     zero = torch.zeros(3, 3)
     assert frechet_distance(torch.zeros(3), zero, torch.ones(3), zero) == 3.0

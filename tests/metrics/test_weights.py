@@ -1,109 +1,95 @@
-"""Weights: a given path comes first, then the user's folder, then a cache; a wrong file is told from the right one."""
+"""Where weights are looked for, in which order, and what is said when they are nowhere."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
+from transformers import Dinov2Config, Dinov2Model
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.weights import VARIABLE, read_tensors, weights_file
+from stepdistill.metrics.weights import VARIABLE, WeightFile, pretrained, read_tensors
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "given" / "net.safetensors"
-    path.parent.mkdir()
-    save_file({"a": torch.arange(3.0)}, path)
-    return path
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bool]:
-    """A hub that has nothing; each look-up is noted, with whether it was for the cache alone."""
-    asked: list[bool] = []
-
-    def missing(repo: str, filename: str, *, local_files_only: bool = False) -> str:
-        asked.append(local_files_only)
-        raise LocalEntryNotFoundError("offline")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
-    monkeypatch.delenv(VARIABLE, raising=False)
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPDISTILL_CACHE", str(tmp_path / "cache"))
-    return asked
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "named"))
+    (tmp_path / "named").mkdir()
 
 
-def test_a_given_path_is_a_file_or_its_folder(file: Path, hub: list[bool]) -> None:
-    for local in (file, str(file.parent)):
-        assert weights_file(local, repo="a/b", filename="net.safetensors") == file
-    assert hub == []
+def published(tmp_path: Path, content: bytes = b"the weights") -> WeightFile:
+    """A file that is published at a file:// address."""
+    source = tmp_path / "web" / "w.pth"
+    source.parent.mkdir(exist_ok=True)
+    source.write_bytes(content)
+    return WeightFile("w.pth", source.as_uri(), hashlib.sha256(b"the weights").hexdigest()[:8])
 
 
-def test_a_wrong_path_is_not_replaced_by_the_hub(file: Path, hub: list[bool]) -> None:
-    for local in (file.parent / "other.safetensors", file.parent.parent):
-        with pytest.raises(UserError, match=r"no weights at|no net"):
-            weights_file(local, repo="a/b", filename="net.safetensors")
-    assert hub == []
+def test_the_explicit_path_comes_first_whatever_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"others")
+    assert published(tmp_path).locate(tmp_path / "mine.pth") == tmp_path / "mine.pth"
 
 
-@pytest.mark.parametrize("inside", ["b/net.pt", "net.pt"])
-def test_the_users_folder_comes_before_the_hub(
-    inside: str, tmp_path: Path, hub: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / inside
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"x")
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
-    assert weights_file(None, repo="a/b", filename="net.pt") == path
-    assert hub == []
+def test_the_named_folder_comes_before_the_network(tmp_path: Path) -> None:
+    weights = published(tmp_path)
+    (tmp_path / "named" / "w.pth").write_bytes(b"the weights")
+    assert weights.locate() == tmp_path / "named" / "w.pth"
 
 
-def test_the_hubs_cache_comes_before_the_network_and_a_failure_says_what_to_do(hub: list[bool]) -> None:
-    with pytest.raises(UserError, match=r"net\.pt of a/b .*offline.*\$STEPDISTILL_WEIGHTS"):
-        weights_file(None, repo="a/b", filename="net.pt")
-    assert hub == [True, False]
+def test_a_download_is_kept(tmp_path: Path) -> None:
+    weights = published(tmp_path)
+    file = weights.locate()
+    assert file == tmp_path / "cache" / "weights" / "w.pth"
+    Path(tmp_path / "web" / "w.pth").unlink()
+    assert weights.locate().read_bytes() == b"the weights"
 
 
-def test_the_published_file_is_told_by_its_checksum(file: Path) -> None:
-    right = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert weights_file(file, repo="a/b", filename="net.safetensors", sha256=right) == file
-    with pytest.raises(UserError, match="not the published"):
-        weights_file(file, repo="a/b", filename="net.safetensors", sha256="0" * 64)
-    with pytest.raises(UserError, match="not the published"):
-        weights_file(file.parent, repo="a/b", filename="sub/net.safetensors", sha256="0" * 64)
-    assert weights_file(file, repo="a/b", filename="other.pt", sha256="0" * 64) == file
+def test_another_file_of_the_name_is_refused(tmp_path: Path) -> None:
+    weights = published(tmp_path)
+    (tmp_path / "named" / "w.pth").write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"is not the published w\.pth"):
+        weights.locate()
 
 
-def test_tensors_are_read_from_every_form(file: Path, tmp_path: Path) -> None:
-    a = torch.arange(3.0)
-    torch.save({"module.a": a, "epoch": 3}, tmp_path / "plain.pt")
-    torch.save({"state_dict": {"a": a}, "epoch": 3}, tmp_path / "training.pt")
-    for path in (file, tmp_path / "plain.pt", tmp_path / "training.pt"):
-        assert list(read_tensors(path)) == ["a"]
-        assert torch.equal(read_tensors(path)["a"], a)
+def test_a_download_of_another_file_is_refused_and_not_kept(tmp_path: Path) -> None:
+    weights = published(tmp_path, b"something else")
+    with pytest.raises(UserError, match=r"no w\.pth here and none from the network"):
+        weights.locate()
+    assert list((tmp_path / "cache" / "weights").iterdir()) == []
 
 
-class Trap:
-    """Unpickled, it would make a file."""
+def test_nowhere_is_one_line_with_the_address(tmp_path: Path) -> None:
+    weights = WeightFile("w.pth", (tmp_path / "gone").as_uri(), "00")
+    with pytest.raises(
+        UserError, match=f"download .*gone and give its path, or put it .*{VARIABLE}"
+    ) as caught:
+        weights.locate()
+    assert "\n" not in str(caught.value)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.path,)
+def test_both_formats_are_read(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(3.0)}
+    torch.save(tensors, tmp_path / "a.pth")
+    save_file(tensors, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        assert torch.equal(read_tensors(tmp_path / name)["a"], tensors["a"])
 
 
-def test_files_that_hold_no_weights_are_refused_and_run_no_code(tmp_path: Path) -> None:
-    torch.save({"a": Trap(tmp_path / "ran")}, tmp_path / "code.pt")
-    torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "text.safetensors").write_text("hello")
-    for name in ("code.pt", "list.pt", "text.pt", "text.safetensors"):
-        with pytest.raises(UserError, match=name):
-            read_tensors(tmp_path / name)
-    assert not (tmp_path / "ran").exists()
+def test_models_are_found_by_folder_then_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=28)
+    model = Dinov2Model(config)
+    model.save_pretrained(tmp_path / "named" / "tiny")
+    for path in (None, tmp_path / "named" / "tiny"):
+        found = pretrained(Dinov2Model, "someone/tiny", path)
+        assert torch.equal(found.layernorm.weight, model.layernorm.weight)
+    with pytest.raises(UserError, match="no weights at"):
+        pretrained(Dinov2Model, "someone/tiny", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no weights of someone/tiny from") as caught:
+        pretrained(Dinov2Model, "someone/tiny", tmp_path / "empty")
+    assert "\n" not in str(caught.value)
