@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -220,3 +221,88 @@ def test_a_terminated_run_exits_with_130_and_a_checkpoint(recipe: Path) -> None:
     assert process.returncode == 130, err[-2000:]
     assert "the same command resumes there" in err
     assert (recipe.parent / "run/checkpoints/latest").is_file()
+
+
+def scored(capsys: pytest.CaptureFixture[str], teacher: Path, out: Path, *more: str) -> tuple[int, str, str]:
+    prompts = out.parent / "words.csv"
+    prompts.write_text("id,caption\n1,a cat\n2,a dog\n3,two cats\n")
+    settings = ["--protocol", "partiprompts", "--prompts", str(prompts), "--metrics", "brightness,contrast"]
+    return run(
+        capsys, "evaluate", "--pipeline", str(teacher), "--steps", "2", "--guidance", "2", "--out", str(out),
+        "--latency-repeats", "0", *settings, *more,
+    )  # fmt: skip
+
+
+def test_evaluate_a_pipeline_and_compare(
+    capsys: pytest.CaptureFixture[str], teacher: Path, tmp_path: Path
+) -> None:
+    code, out, _ = scored(
+        capsys, teacher, tmp_path / "two", "--json", "--argument", "height=24", "--argument", "width=24"
+    )
+    document = json.loads(out)
+    assert code == 0
+    assert document["model"]["arguments"] == {"height": 24, "width": 24}
+    assert document["metrics"]["brightness"]["n"] == 3
+    assert document["rows"][0]["steps"] == 2
+    bounds = ["--assert", "brightness<=0", "--assert", "nfe==4"]
+    code, out, err = scored(capsys, teacher, tmp_path / "one", *bounds)
+    assert code == 1
+    assert "| tiny-sd, 2 steps | 2 | 4 | 2 |" in out
+    lines = [line for line in err.splitlines() if line.startswith("stepdistill:")]
+    assert len(lines) == 1
+    assert re.fullmatch(r"stepdistill: brightness is [\d.]+, the bound is brightness<=0", lines[0])
+    code, out, _ = run(
+        capsys, "compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "both")
+    )
+    assert code == 0
+    assert out.count("tiny-sd, 2 steps") == 2
+    assert (tmp_path / "both/comparison.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "takes one of RUN, --pipeline, --images and --watch, not none"),
+        (("runs/x", "--pipeline", "x"), "not RUN and --pipeline"),
+        (("--pipeline", "x", "--assert", "fid<"), "--assert 'fid<' is not NAME COMPARISON NUMBER"),
+        (("--pipeline", "x"), "--out FOLDER is needed"),
+        (("--pipeline", "x", "--out", "o", "--protocol", "coco"), "there is no protocol 'coco'"),
+        (("--pipeline", "no/where/at/all", "--out", "o"), "cannot be loaded"),
+        (("--images", "nowhere", "--out", "o"), "there is no folder 'nowhere'"),
+        (("--pipeline", "x", "--out", "o", "--argument", "height"), "is not NAME=VALUE"),
+        (("--watch", "nowhere", "--limit", "4", "--once"), "there is no recipe"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = run(capsys, "evaluate", *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err + out
+
+
+@pytest.mark.slow
+def test_watching_scores_each_checkpoint_once(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
+    run_dir = recipe.parent / "run"
+    assert run(capsys, "evaluate", "--watch", str(run_dir), "--once", "--limit", "4")[0] == 2
+    trainer = build_trainer(load_recipe(recipe, ["train.checkpointing_steps=1", "train.max_train_steps=2"]))
+    (run_dir / "recipe.yaml").write_text(
+        recipe.read_text().replace("max_train_steps: 3", "max_train_steps: 2")
+    )
+    trainer.fit()
+    words = recipe.parent / "prompts.txt"
+    command = ["evaluate", "--watch", str(run_dir), "--once", "--protocol", "partiprompts", "--prompts", str(words),
+               "--metrics", "brightness", "--latency-repeats", "0"]  # fmt: skip
+    code, out, err = run(capsys, *command, "--assert", "brightness>0")
+    assert code == 0, err
+    lines = [json.loads(line) for line in (run_dir / "watch/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[0]["metrics"]["brightness"] != lines[1]["metrics"]["brightness"], "another student draws"
+    assert "<svg" in (run_dir / "watch/curves.svg").read_text()
+    assert (run_dir / "watch/step_2/manifest.jsonl").is_file()
+    code, out, err = run(capsys, *command, "--assert", "brightness<0")
+    assert code == 1
+    assert "step 1" not in out, "scored checkpoints are not scored again"
+    run_before = (run_dir / "watch/metrics.jsonl").read_text()
+    assert len(run_before.splitlines()) == 2

@@ -6,12 +6,11 @@ A protocol says which variant a metric's name stands for; `open_eye` makes it. W
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepdistill.data.emoji import EmojiWorld
 from stepdistill.errors import UserError
@@ -24,31 +23,16 @@ from stepdistill.metrics.extractors import emoji_clip
 from stepdistill.metrics.features import FeatureNetwork, PatchFeatures
 from stepdistill.metrics.inception_features import VARIANTS, InceptionFeatures
 from stepdistill.metrics.lpips import LPIPS
+from stepdistill.metrics.named_scorers import ALIASES, SCORERS, load_scorer
 from stepdistill.metrics.paired import psnr, ssim
 from stepdistill.metrics.picture_store import PictureRecord, PictureStore
 from stepdistill.metrics.preprocess import of_pictures, square
+from stepdistill.metrics.prompt_scorers import PromptScorer
 from stepdistill.metrics.protocols import EMOJI, Benchmark, record_hash
 from stepdistill.metrics.scorers import background_error, is_right
 from stepdistill.metrics.scoring import Eye
 
 Pictures = Sequence[Image.Image]
-
-
-class Scorer(Protocol):
-    """Rates pictures given their prompts: every prompt scorer of this package, and users' functions."""
-
-    @property
-    def name(self) -> str:
-        """Model and variant, as numbers are labelled."""
-        ...
-
-    def description(self) -> dict[str, Any]:
-        """What the numbers depend on, JSON-able."""
-        ...
-
-    def __call__(self, images: Any, prompts: Sequence[str], /) -> Tensor:
-        """One number for each picture (B,)."""
-        ...
 
 
 def one_size(pictures: Pictures, asked_by: str) -> Tensor:
@@ -143,46 +127,26 @@ class FeatureEye:
 
 
 class ScorerEye:
-    """A scorer of pictures and prompts, after the protocol's square where the variant asks for it."""
+    """A scorer of pictures and prompts."""
 
     sees_prompts = False
 
-    def __init__(self, scorer: Scorer, *, side: int | None = None) -> None:
-        self.scorer, self.side = scorer, side
-        self.name = scorer.name if side is None else f"{scorer.name}/square{side}"
+    def __init__(self, scorer: PromptScorer) -> None:
+        self.scorer, self.name = scorer, scorer.name
 
     def record(self) -> dict[str, Any]:
-        """The scorer's own record, with the square."""
-        return dict(self.scorer.description()) | {"eye": self.name, "square": self.side}
+        """The scorer's own record."""
+        return dict(self.scorer.description()) | {"eye": self.name}
 
     def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """The column `score`."""
         prompts = [record.prompt for record in records]
         if not any(prompts):
             raise UserError(f"{self.name} needs the prompts of the pictures: give --prompts FILE")
-        return {"score": self.scorer(squares(pictures, self.side), prompts).float()}
-
-
-class FunctionScorer:
-    """A user's own scorer: `package.module:function` of PIL pictures and prompts, one number a picture."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        module, _, function = name.partition(":")
-        try:
-            self.function: Callable[[Pictures, Sequence[str]], Any] = getattr(import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise UserError(
-                f"the metric '{name}' cannot be imported: {error}; give package.module:function"
-            ) from error
-
-    def description(self) -> dict[str, Any]:
-        """The name alone: a function has no version that could be read."""
-        return {"name": self.name}
-
-    def __call__(self, pictures: Pictures, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,)."""
-        return torch.as_tensor(self.function(pictures, prompts), dtype=torch.float32)
+        # One tensor where it can be: users' functions are made for it, and a network does not care.
+        is_even = len({picture.size for picture in pictures}) == 1
+        images = one_size(pictures, self.name) if is_even else pictures
+        return {"score": self.scorer(images, prompts).float().cpu()}
 
 
 class DiversityEye:
@@ -290,6 +254,9 @@ def open_eye(variant: str, protocol: Benchmark, device: torch.device) -> Eye:
     """
     if variant in EYES:
         return EYES[variant](protocol, device)
-    if ":" in variant:
-        return ScorerEye(FunctionScorer(variant))
-    raise UserError(f"there is no metric variant '{variant}'; there are {', '.join(EYES)}")
+    if variant not in SCORERS and variant not in ALIASES and ":" not in variant:
+        raise UserError(
+            f"there is no metric variant '{variant}'; there are {', '.join([*EYES, *SCORERS])} and package.module:function"
+        )
+    scorer = load_scorer(variant)
+    return ScorerEye(scorer.to(device) if isinstance(scorer, nn.Module) else scorer)

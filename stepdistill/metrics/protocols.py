@@ -137,8 +137,8 @@ def record_hash(record: Mapping[str, Any]) -> str:
 _PREFERENCE = (
     ("hps", "hps/v2.1"),
     ("hps_v2.0", "hps/v2.0"),
-    ("pickscore", "pickscore"),
-    ("imagereward", "imagereward"),
+    ("pickscore", "pickscore/logit"),
+    ("imagereward", "image_reward"),
     ("aesthetic", "aesthetic"),
 )
 _DIVERSITY = (
@@ -154,7 +154,7 @@ _DMD2 = (
     ("fid", "inception/clean"),
     ("kid", "inception/clean"),
     ("patch_fid", "inception/clean/patch-center299"),
-    ("clip", "clip/dmd2"),
+    ("clip", "clip/vit-g-14-laion2b-dmd2"),
     *_DISTANCES,
     *_PREFERENCE,
     *_DIVERSITY,

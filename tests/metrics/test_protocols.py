@@ -18,11 +18,11 @@ from stepdistill.metrics.prompt_sets import PromptSet, load_prompt_set
 from stepdistill.metrics.protocols import EMOJI, PROTOCOLS, Benchmark, protocol_named
 
 HASHES = {
-    "coco2014-30k-dmd2": "af18bdc2b5ec",
-    "coco2014-10k-sdxl-dmd2": "563ba13e042b",
-    "mjhq30k": "b019c63f2a1b",
-    "hpsv2-benchmark": "594dd51a9b1b",
-    "partiprompts": "9a41c3890894",
+    "coco2014-30k-dmd2": "0d16bb1612fe",
+    "coco2014-10k-sdxl-dmd2": "8ab238be6aaf",
+    "mjhq30k": "8287530de56d",
+    "hpsv2-benchmark": "01ba4a14497e",
+    "partiprompts": "270231e00dda",
     "emoji": "09c08663a45f",
 }
 
