@@ -233,6 +233,7 @@ def scored(capsys: pytest.CaptureFixture[str], teacher: Path, out: Path, *more: 
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_evaluate_a_pipeline_and_compare(
     capsys: pytest.CaptureFixture[str], teacher: Path, tmp_path: Path
 ) -> None:
@@ -286,7 +287,14 @@ def test_evaluate_says_what_is_wrong(
 def test_watching_scores_each_checkpoint_once(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     run_dir = recipe.parent / "run"
     assert run(capsys, "evaluate", "--watch", str(run_dir), "--once", "--limit", "4")[0] == 2
-    trainer = build_trainer(load_recipe(recipe, ["train.checkpointing_steps=1", "train.max_train_steps=2"]))
+    settings = [
+        "train.checkpointing_steps=1",
+        "train.max_train_steps=2",
+        "train.learning_rate=0.05",
+        "validation.every=9",
+    ]
+    trainer = build_trainer(load_recipe(recipe, [*settings, "method.student_every=1"]))
+    run_dir.mkdir()
     (run_dir / "recipe.yaml").write_text(
         recipe.read_text().replace("max_train_steps: 3", "max_train_steps: 2")
     )

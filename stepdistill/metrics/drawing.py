@@ -74,6 +74,7 @@ def draw(
         for rows in batches(len(assignment), batch_size)
         if any(index not in done for index in range(rows.start, rows.stop))
     ]
+    crew.wait()  # All have to see the same blocks missing before the first is filled.
     own = crew.share(blocks)
     for number, rows in enumerate(own, start=1):
         records = [assignment.record(index) for index in range(rows.start, rows.stop)]

@@ -92,6 +92,7 @@ class ScoreTable:
         per_row = max(len(row) for row in rows)
         blocks = [rows[block] for block in batches(len(rows), max(batch_size // per_row, 1))]
         missing = [block for block in blocks if any(_address(row) not in done for row in block)]
+        crew.wait()  # All have to see the same blocks missing before the first is filled.
         own = crew.share(missing)
         for number, block in enumerate(own, start=1):
             flat = [record for row in block for record in row]

@@ -57,7 +57,10 @@ def open_source(source: Source, device: torch.device) -> tuple[Generation, Model
     if source.dtype not in DTYPES:
         raise UserError(f"--dtype is one of {', '.join(DTYPES)}, not '{source.dtype}'")
     pipe, call = _load(source)
-    pipe.to(device, DTYPES[source.dtype])
+    dtype = DTYPES[source.dtype]
+    if pipe.dtype != dtype:  # An export is loaded in float32; a pipeline already as asked.
+        pipe.to(dtype)
+    pipe.to(device)
     given = {"num_inference_steps": source.steps, "guidance_scale": source.guidance_scale}
     call = call | {key: value for key, value in given.items() if value is not None} | dict(source.arguments)
     if source.steps is not None:  # An export's own grid is for its own number of steps.

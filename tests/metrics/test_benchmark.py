@@ -363,7 +363,7 @@ def test_two_processes_make_the_same_files(whole: Path, real: Path, tmp_path: Pa
     done = subprocess.run(
         [*launch, str(script)], capture_output=True, text=True, env=environment, timeout=240, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-20000:]
     assert pictures(out) == pictures(whole)
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (whole, out))
     assert two["metrics"] == one["metrics"]
