@@ -58,7 +58,7 @@ class PromptDiversity(Metric):
         lpips: perceptual distance.
         features: feature network for `cosine` and `vendi`.
         side: pixels that pictures are squeezed to before LPIPS, with PIL's LANCZOS; DMD2 (https://arxiv.org/abs/2405.14867) has
-            512, and `LPIPS(rescale=False)`. None leaves them as they are.
+            512. None leaves them as they are.
     """
 
     is_differentiable = False

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from stepdistill.data.cache import fingerprint
+from stepdistill.metrics.preprocess import to_bytes
 from stepdistill.typing import Images
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Images]
@@ -179,4 +180,4 @@ def batches(total: int, size: int) -> Iterator[slice]:
 
 def as_bytes(images: Tensor) -> Tensor:
     """Images in [0, 1] as uint8."""
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return to_bytes(images)

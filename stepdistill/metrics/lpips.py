@@ -65,8 +65,8 @@ class LPIPS(nn.Module):
 
     Args:
         net: the trunk. Always quoted: vgg and alex give different numbers.
-        rescale: map [0, 1] to [-1, 1] first, which the heads were trained on. DMD2's diversity script leaves it out, so its
-            published numbers need False.
+        rescale: map [0, 1] to [-1, 1] first, as the heads were trained. False is for comparison with programs that give [0, 1] to the
+            `lpips` package as it is.
     """
 
     shift: Tensor

@@ -64,9 +64,12 @@ def test_folder_round_trip(clip: ClipFeatures, tmp_path) -> None:
     clip.tokenizer.save_pretrained(tmp_path / "eye")
     loaded = ClipFeatures.from_folder(tmp_path / "eye")
     assert loaded.name.startswith("eye@")
+    for name, tensor in clip.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
     images = torch.rand(2, 3, 16, 16)
-    assert torch.equal(loaded(images), clip(images))
-    assert torch.equal(loaded.texts(["ab c"]), clip.texts(["ab c"]))
+    # Weights read from a file lie elsewhere in memory, and products round by how they are aligned.
+    assert torch.allclose(loaded(images), clip(images), atol=1e-6)
+    assert torch.allclose(loaded.texts(["ab c"]), clip.texts(["ab c"]), atol=1e-6)
 
 
 def test_a_missing_folder_is_named(tmp_path) -> None:

@@ -92,7 +92,7 @@ def test_all_pairs_are_the_pairs_one_by_one(alex: LPIPS) -> None:
     assert alex.pairwise(images[:1]).shape == (0,)
 
 
-def test_the_scaling_of_dmd2_is_another_number(alex: LPIPS) -> None:
+def test_unscaled_pictures_are_another_number(alex: LPIPS) -> None:
     first, second = noise(2, 3, 64, 64), noise(2, 3, 64, 64, seed=1)
     unscaled = LPIPS("alex", rescale=False)
     unscaled.load_state_dict(alex.state_dict())
