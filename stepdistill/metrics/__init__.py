@@ -13,12 +13,17 @@ if TYPE_CHECKING:
         KernelDistance,
         PrecisionRecall,
     )
+    from stepdistill.metrics.benchmark import BenchmarkOptions, Drawn, run_benchmark
     from stepdistill.metrics.cmmd_features import CMMDFeatures
+    from stepdistill.metrics.comparison import comparison_table
+    from stepdistill.metrics.comparison_page import write_comparison
     from stepdistill.metrics.dino_features import DinoFeatures
     from stepdistill.metrics.diversity import PromptDiversity, mean_pairwise_cosine, vendi_score
+    from stepdistill.metrics.document import RunResults
     from stepdistill.metrics.dpg_bench import DPGScores, read_dpg_prompts, read_dpg_results, write_dpg_folder
     from stepdistill.metrics.external import CommandScorer
     from stepdistill.metrics.features import FeatureNetwork, PatchFeatures, feature_stats, image_files
+    from stepdistill.metrics.galleries import ScoredRun
     from stepdistill.metrics.generation import Generation
     from stepdistill.metrics.geneval import (
         GenEvalScores,
@@ -46,7 +51,8 @@ if TYPE_CHECKING:
         read_scores,
         write_scores,
     )
-    from stepdistill.metrics.protocols import EMOJI, PROTOCOLS, Protocol
+    from stepdistill.metrics.prompt_sets import PromptSet, load_prompt_set
+    from stepdistill.metrics.protocols import EMOJI, PROTOCOLS, Benchmark, Protocol
     from stepdistill.metrics.references import ReferenceStats, load_reference_features
     from stepdistill.metrics.report import write_report
     from stepdistill.metrics.runner import RunOptions, evaluate
@@ -62,12 +68,15 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AestheticScore": "prompt_scores",
+    "Benchmark": "protocols",
+    "BenchmarkOptions": "benchmark",
     "CLIPScore": "accumulators",
     "CMMD": "accumulators",
     "CMMDFeatures": "cmmd_features",
     "CommandScorer": "external",
     "DPGScores": "dpg_bench",
     "DinoFeatures": "dino_features",
+    "Drawn": "benchmark",
     "EMOJI": "protocols",
     "FeatureNetwork": "features",
     "FeatureStats": "stats",
@@ -88,18 +97,22 @@ _MODULES = {
     "PromptDiversity": "diversity",
     "PromptScore": "prompt_scores",
     "PromptScorer": "prompt_scorers",
+    "PromptSet": "prompt_sets",
     "Protocol": "protocols",
     "ReferenceStats": "references",
     "Results": "measurements",
     "Row": "measurements",
     "RunOptions": "runner",
+    "RunResults": "document",
     "SCORERS": "named_scorers",
     "ScoreSummary": "prompt_scores",
+    "ScoredRun": "galleries",
     "TeacherComparison": "teacher",
     "TeacherRun": "teacher",
     "WeightFile": "weights",
     "cmmd": "kernels",
     "compare_with_teacher": "teacher",
+    "comparison_table": "comparison",
     "evaluate": "runner",
     "feature_stats": "features",
     "frechet_distance": "stats",
@@ -110,6 +123,7 @@ _MODULES = {
     "image_files": "features",
     "kernel_distance": "stats",
     "kernel_distance_of_subsets": "kernels",
+    "load_prompt_set": "prompt_sets",
     "load_reference_features": "references",
     "load_scorer": "named_scorers",
     "mean_pairwise_cosine": "diversity",
@@ -121,9 +135,11 @@ _MODULES = {
     "read_geneval_results": "geneval",
     "read_rows": "tables",
     "read_scores": "prompt_scores",
+    "run_benchmark": "benchmark",
     "ssim": "paired",
     "table": "tables",
     "vendi_score": "diversity",
+    "write_comparison": "comparison_page",
     "write_dpg_folder": "dpg_bench",
     "write_geneval_folder": "geneval",
     "write_report": "report",
@@ -139,11 +155,14 @@ __all__ = [
     "PROTOCOLS",
     "SCORERS",
     "AestheticScore",
+    "Benchmark",
+    "BenchmarkOptions",
     "CLIPScore",
     "CMMDFeatures",
     "CommandScorer",
     "DPGScores",
     "DinoFeatures",
+    "Drawn",
     "FeatureNetwork",
     "FeatureStats",
     "FrechetDistance",
@@ -160,17 +179,21 @@ __all__ = [
     "PromptDiversity",
     "PromptScore",
     "PromptScorer",
+    "PromptSet",
     "Protocol",
     "ReferenceStats",
     "Results",
     "Row",
     "RunOptions",
+    "RunResults",
     "ScoreSummary",
+    "ScoredRun",
     "TeacherComparison",
     "TeacherRun",
     "WeightFile",
     "cmmd",
     "compare_with_teacher",
+    "comparison_table",
     "evaluate",
     "feature_stats",
     "frechet_distance",
@@ -181,6 +204,7 @@ __all__ = [
     "image_files",
     "kernel_distance",
     "kernel_distance_of_subsets",
+    "load_prompt_set",
     "load_reference_features",
     "load_scorer",
     "mean_pairwise_cosine",
@@ -192,9 +216,11 @@ __all__ = [
     "read_geneval_results",
     "read_rows",
     "read_scores",
+    "run_benchmark",
     "ssim",
     "table",
     "vendi_score",
+    "write_comparison",
     "write_dpg_folder",
     "write_geneval_folder",
     "write_report",
