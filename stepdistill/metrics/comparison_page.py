@@ -13,6 +13,7 @@ import jinja2
 from PIL import Image
 
 from stepdistill.metrics.comparison import (
+    TableStyle,
     best_rank,
     comparison_table,
     cost_columns,
@@ -39,7 +40,8 @@ EXTREMES = ("imagereward", "hps", "pickscore", "clip", "psnr")
 def write_comparison(runs: Sequence[ScoredRun], out: Path, *, title: str = "Comparison") -> Path:
     """Write `table.md`, `table.tex`, `table.csv`, `plots/*.svg`, `grids/*.png` and the page; returns the page's path."""
     documents = [run.results for run in runs]
-    for suffix, style in (("md", "markdown"), ("tex", "latex"), ("csv", "csv")):
+    styles: dict[str, TableStyle] = {"md": "markdown", "tex": "latex", "csv": "csv"}
+    for suffix, style in styles.items():
         write_text(out / f"table.{suffix}", comparison_table(documents, style))
     plots = figures(documents)
     for name, svg in plots.items():

@@ -56,7 +56,7 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
             colour = FAINT if line[0][2].model.kind == "teacher" else CYCLE[order % len(CYCLE)]
             axes.errorbar(
                 [x for x, _, _ in line],
-                [number.value for _, number, _ in line],
+                [number.value or 0.0 for _, number, _ in line],
                 yerr=[number.standard_error or 0.0 for _, number, _ in line],
                 color=colour,
                 linestyle="-" if x_name in ("steps", "latency") else "",
@@ -68,9 +68,7 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
             if x_name != "steps":
                 _name_points(axes, line)
         _scale(axes, x_name, [x for x, _, _ in points])
-        axes.set_ylabel(
-            f"{column.title} {'(lower is better)' if column.better < 0 else '(higher is better)'}"
-        )
+        axes.set_ylabel(f"{column.title} {column.arrow}")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(lines) > 1:
             axes.legend(fontsize=8)
