@@ -19,7 +19,7 @@ LAYERS = [
     {"data", "metrics", "export", "rewards"},
     {"training", "doctor"},
     {"bench"},
-    {"cli", "cli_evaluate", "cli_report", "__main__"},
+    {"cli", "cli_evaluate", "cli_options", "cli_report", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
