@@ -13,10 +13,15 @@ if TYPE_CHECKING:
         KernelDistance,
         PrecisionRecall,
     )
+    from stepdistill.metrics.benchmark import BenchmarkOptions, Drawn, run_benchmark
     from stepdistill.metrics.cmmd_features import CMMDFeatures
+    from stepdistill.metrics.comparison import comparison_table
+    from stepdistill.metrics.comparison_page import write_comparison
     from stepdistill.metrics.dino_features import DinoFeatures
     from stepdistill.metrics.diversity import PromptDiversity, mean_pairwise_cosine, vendi_score
+    from stepdistill.metrics.document import RunResults
     from stepdistill.metrics.features import FeatureNetwork, PatchFeatures, feature_stats, image_files
+    from stepdistill.metrics.galleries import ScoredRun
     from stepdistill.metrics.generation import Generation
     from stepdistill.metrics.inception_features import InceptionFeatures
     from stepdistill.metrics.kernels import cmmd, gaussian_kernel_distance, kernel_distance_of_subsets
@@ -25,7 +30,8 @@ if TYPE_CHECKING:
     from stepdistill.metrics.neighbours import PRDC, precision_recall_density_coverage
     from stepdistill.metrics.paired import PairedSimilarity, psnr, ssim
     from stepdistill.metrics.pictures import grid
-    from stepdistill.metrics.protocols import EMOJI, PROTOCOLS, Protocol
+    from stepdistill.metrics.prompt_sets import PromptSet, load_prompt_set
+    from stepdistill.metrics.protocols import EMOJI, PROTOCOLS, Benchmark, Protocol
     from stepdistill.metrics.references import ReferenceStats, load_reference_features
     from stepdistill.metrics.report import write_report
     from stepdistill.metrics.runner import RunOptions, evaluate
@@ -40,10 +46,13 @@ if TYPE_CHECKING:
     from stepdistill.metrics.weights import WeightFile
 
 _MODULES = {
+    "Benchmark": "protocols",
+    "BenchmarkOptions": "benchmark",
     "CLIPScore": "accumulators",
     "CMMD": "accumulators",
     "CMMDFeatures": "cmmd_features",
     "DinoFeatures": "dino_features",
+    "Drawn": "benchmark",
     "EMOJI": "protocols",
     "FeatureNetwork": "features",
     "FeatureStats": "stats",
@@ -58,16 +67,20 @@ _MODULES = {
     "PatchFeatures": "features",
     "PrecisionRecall": "accumulators",
     "PromptDiversity": "diversity",
+    "PromptSet": "prompt_sets",
     "Protocol": "protocols",
     "ReferenceStats": "references",
     "Results": "measurements",
     "Row": "measurements",
     "RunOptions": "runner",
+    "RunResults": "document",
+    "ScoredRun": "galleries",
     "TeacherComparison": "teacher",
     "TeacherRun": "teacher",
     "WeightFile": "weights",
     "cmmd": "kernels",
     "compare_with_teacher": "teacher",
+    "comparison_table": "comparison",
     "evaluate": "runner",
     "feature_stats": "features",
     "frechet_distance": "stats",
@@ -77,14 +90,17 @@ _MODULES = {
     "image_files": "features",
     "kernel_distance": "stats",
     "kernel_distance_of_subsets": "kernels",
+    "load_prompt_set": "prompt_sets",
     "load_reference_features": "references",
     "mean_pairwise_cosine": "diversity",
     "precision_recall_density_coverage": "neighbours",
     "psnr": "paired",
     "read_rows": "tables",
+    "run_benchmark": "benchmark",
     "ssim": "paired",
     "table": "tables",
     "vendi_score": "diversity",
+    "write_comparison": "comparison_page",
     "write_report": "report",
     "write_results": "tables",
 }
@@ -95,9 +111,12 @@ __all__ = [
     "LPIPS",
     "PRDC",
     "PROTOCOLS",
+    "Benchmark",
+    "BenchmarkOptions",
     "CLIPScore",
     "CMMDFeatures",
     "DinoFeatures",
+    "Drawn",
     "FeatureNetwork",
     "FeatureStats",
     "FrechetDistance",
@@ -108,16 +127,20 @@ __all__ = [
     "PatchFeatures",
     "PrecisionRecall",
     "PromptDiversity",
+    "PromptSet",
     "Protocol",
     "ReferenceStats",
     "Results",
     "Row",
     "RunOptions",
+    "RunResults",
+    "ScoredRun",
     "TeacherComparison",
     "TeacherRun",
     "WeightFile",
     "cmmd",
     "compare_with_teacher",
+    "comparison_table",
     "evaluate",
     "feature_stats",
     "frechet_distance",
@@ -127,14 +150,17 @@ __all__ = [
     "image_files",
     "kernel_distance",
     "kernel_distance_of_subsets",
+    "load_prompt_set",
     "load_reference_features",
     "mean_pairwise_cosine",
     "precision_recall_density_coverage",
     "psnr",
     "read_rows",
+    "run_benchmark",
     "ssim",
     "table",
     "vendi_score",
+    "write_comparison",
     "write_report",
     "write_results",
 ]

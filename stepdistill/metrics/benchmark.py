@@ -11,12 +11,9 @@ The output folder:
 
 from __future__ import annotations
 
-import json
-import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +24,10 @@ from stepdistill.metrics.drawing import Assignment, Progress, adopt, draw
 from stepdistill.metrics.eyes import PairEye, open_eye
 from stepdistill.metrics.generation import Generation
 from stepdistill.metrics.lpips import LPIPS
-from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.picture_store import PARTS, FileFormat, PictureStore, write_text
 from stepdistill.metrics.processes import Crew
 from stepdistill.metrics.prompt_sets import PromptSet
-from stepdistill.metrics.protocols import Benchmark, record_hash
+from stepdistill.metrics.protocols import Benchmark
 from stepdistill.metrics.real_sides import (
     Features,
     Moments,
@@ -41,13 +37,9 @@ from stepdistill.metrics.real_sides import (
     scored,
 )
 from stepdistill.metrics.reductions import Reduced
+from stepdistill.metrics.run_record import claim, earlier_numbers, prompts_digest, run_document
 from stepdistill.metrics.scoring import Columns, Eye, ScoreTable
-from stepdistill.metrics.tables import RESULTS_NAME
 from stepdistill.metrics.timing import CostRules, measure_cost
-
-VERSIONED = (
-    "stepdistill", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow", "pyarrow",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,9 @@ def run_benchmark(
     numbers: dict[str, Number] = {}
     for variant in dict.fromkeys(variant_of(name, protocol) for name in names):
         numbers |= run.numbers(variant, [name for name in names if variant_of(name, protocol) == variant])
-    results = run.document(run.earlier_numbers() | numbers, cost)
+    records = list(run.store.records().values())
+    numbers = earlier_numbers(options.out, records) | numbers
+    results = run_document(protocol, drawn.model, records, numbers, cost)
     if crew.is_first:
         results.write(options.out)
         shutil.rmtree(options.out / PARTS, ignore_errors=True)
@@ -259,7 +253,9 @@ class _Run:
             standard_error=reduced.whole.standard_error,
             n=pictures,
             variant=variant,
-            protocol=self.protocol.number_hash(variant, prompts=self.prompts_digest(), reference=digest),
+            protocol=self.protocol.number_hash(
+                variant, prompts=prompts_digest(self.store.records().values()), reference=digest
+            ),
             protocol_name=self.protocol.name,
             title=title,
             better=better,
@@ -269,111 +265,3 @@ class _Run:
                 for category, (estimate, n) in reduced.by_category.items()
             },
         )
-
-    def prompts_digest(self) -> str:
-        """Of the prompts in the manifest, which are there even for adopted pictures."""
-        records = [each for each in self.store.records().values() if each.sample == 0]
-        return PromptSet.of([record.prompt for record in records]).digest
-
-    def earlier_numbers(self) -> dict[str, Number]:
-        """What an earlier call measured on the very pictures that are here now."""
-        path = self.options.out / RESULTS_NAME
-        if not path.is_file():
-            return {}
-        earlier = RunResults.read(path)
-        is_same = (
-            earlier.pictures == self.pictures_record() and earlier.prompts["digest"] == self.prompts_digest()
-        )
-        return earlier.metrics if is_same else {}
-
-    def pictures_record(self) -> dict[str, Any]:
-        """Digest and number of the pictures."""
-        digests = [record.digest for record in self.store.records().values()]
-        return {"digest": record_hash({"pictures": digests}), "n": len(digests)}
-
-    def document(self, numbers: dict[str, Number], cost: CostRecord) -> RunResults:
-        """The whole of it."""
-        records = list(self.store.records().values())
-        prompts = [record for record in records if record.sample == 0]
-        return RunResults(
-            protocol=self.protocol.to_json(),
-            prompts={
-                "digest": self.prompts_digest(),
-                "n": len(prompts),
-                "first": [each.prompt for each in prompts[:3]],
-            },
-            pictures=self.pictures_record(),
-            seeds={
-                "protocol_seed": self.protocol.seed,
-                "rule": "the first 63 bits of blake2b-64('SEED/PROMPT/SAMPLE')",
-                "first": [record.seed for record in records[:3]],
-            },
-            model=self.drawn.model,
-            metrics=numbers,
-            cost=cost,
-            versions=installed_versions(),
-            rows=[contract_row(self.drawn.model, numbers, cost, len(records))],
-        )
-
-
-def claim(out: Path, identity: dict[str, Any], crew: Crew) -> None:
-    """Note in `run.json` what draws here.
-
-    Raises:
-        UserError: something else does.
-    """
-    path = out / "run.json"
-    identity = json.loads(json.dumps(identity))
-    if crew.is_first and not path.is_file():
-        try:
-            write_text(path, json.dumps(identity, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"cannot write to '{out}': {error.strerror or error}; give another --out"
-            ) from error
-    crew.wait()
-    found = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
-    if changed:
-        raise UserError(
-            f"'{out}' holds pictures of another run ({', '.join(changed)} differ); give another --out"
-        )
-
-
-def contract_row(model: ModelRecord, numbers: dict[str, Number], cost: CostRecord, n: int) -> dict[str, Any]:
-    """The row that every results.json of the project has; what was not measured is null."""
-
-    def value(*names: str) -> float | None:
-        return next((numbers[name].value for name in names if name in numbers), None)
-
-    row = Row(
-        model=model.kind,
-        steps=model.steps,
-        nfe=cost.nfe,
-        frechet_distance=value("frechet_distance", "fid"),
-        frechet_distance_to_teacher=value("frechet_distance_to_teacher", "fid_to_teacher"),
-        kid=value("kid"),
-        clip_score=value("clip"),
-        prompt_accuracy=value("prompt_accuracy"),
-        background_error=value("background_error"),
-        guidance_scale=model.guidance_scale,
-        latency_s=cost.latency_s,
-        n=n,
-        name=model.name,
-        sampler=model.scheduler,
-        images_per_s=cost.images_per_s,
-        dtype=model.dtype,
-        device=model.device,
-    )
-    return vars(row).copy()
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of what takes part in the numbers."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
