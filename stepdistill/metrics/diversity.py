@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from stepdistill.metrics.features import FeatureNetwork
+from stepdistill.metrics.features import FeatureNetwork, single_precision
 from stepdistill.metrics.lpips import LPIPS
 from stepdistill.metrics.preprocess import of_pictures, quantise, to_pictures
 from stepdistill.typing import Images
@@ -88,7 +88,9 @@ class PromptDiversity(Metric):
             raise ValueError(f"diversity needs two pictures of a prompt, got {len(images)}")
         values: list[float] = []
         if self.lpips is not None:
-            values.append(float(self.lpips.pairwise(self._squeezed(images)).double().mean()))
+            with single_precision(images.device.type):
+                distances = self.lpips.pairwise(self._squeezed(images))
+            values.append(float(distances.double().mean()))
         if self.features is not None:
             features = self.features(images)
             values += [mean_pairwise_cosine(features), vendi_score(features)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -29,9 +30,32 @@ class FeatureNetwork(nn.Module):
         """What the features depend on, JSON-able: stored with statistics and compared before a distance is taken."""
         return {"features": self.name, "num_features": self.num_features}
 
+    def train(self, mode: bool = True) -> FeatureNetwork:
+        """Stays in evaluation mode: a metric inside a model that is set to training must not touch batch norms."""
+        del mode
+        return super().train(False)
+
     def __call__(self, images: ImagesOrPictures) -> Tensor:
-        """Features of images (B, num_features)."""
-        return super().__call__(images)
+        """Features of images (B, num_features), in single precision even under autocast."""
+        parameter = next(self.parameters(), None)
+        with single_precision("cpu" if parameter is None else parameter.device.type):
+            return super().__call__(images)
+
+
+@contextmanager
+def single_precision(device_type: str) -> Iterator[None]:
+    """No autocast, and no TF32: PyTorch lets convolutions on recent GPUs drop 13 bits unless told otherwise, and published numbers did not."""
+    cudnn: Any = torch.backends.cudnn
+    backends = (cudnn.conv, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 class PatchFeatures(FeatureNetwork):

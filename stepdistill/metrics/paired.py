@@ -17,7 +17,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from stepdistill.metrics.features import FeatureNetwork
+from stepdistill.metrics.features import FeatureNetwork, single_precision
 from stepdistill.metrics.lpips import LPIPS
 from stepdistill.metrics.preprocess import quantise
 from stepdistill.typing import Images
@@ -71,7 +71,8 @@ class PairedSimilarity(Metric):
             )
         values = [psnr(images, references), ssim(images, references)]
         if self.lpips is not None:
-            values.append(self.lpips(quantise(images), quantise(references)))
+            with single_precision(images.device.type):
+                values.append(self.lpips(quantise(images), quantise(references)))
         if self.features is not None:
             values.append(F.cosine_similarity(self.features(images), self.features(references), dim=1))
         sums = torch.stack([each.double().sum() for each in values])

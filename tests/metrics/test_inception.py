@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import InceptionFeatures, resizes
+from stepdistill.metrics import FrechetDistance, InceptionFeatures, resizes
 from stepdistill.metrics.inception import InceptionV3, load_inception
 from stepdistill.metrics.inception_features import VARIANTS
 from stepdistill.metrics.preprocess import to_pictures
@@ -45,6 +45,11 @@ def test_the_network_has_the_published_size(network: InceptionV3) -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == 21_785_568
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert not network.training
+
+
+def test_training_mode_does_not_reach_the_network(network: InceptionV3) -> None:
+    metric = FrechetDistance(InceptionFeatures(network))
+    assert not metric.train().extractor.network.Conv2d_1a_3x3.bn.training
 
 
 def test_weights_go_through_a_file(network: InceptionV3, tmp_path: Path) -> None:

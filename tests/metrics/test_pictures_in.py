@@ -115,6 +115,34 @@ def test_patch_features_are_the_networks_of_the_patches() -> None:
         PatchFeatures(Corners(), num_patches=2)
 
 
+class Convolved(FeatureNetwork):
+    """One convolution; notes how exact the GPU would be told to be."""
+
+    name, num_features = "convolved", 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 4, 3)
+        self.asked: list[str] = []
+
+    @torch.no_grad()
+    def forward(self, images) -> torch.Tensor:
+        self.asked = [torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision]
+        return self.layer(images).mean((2, 3))
+
+
+def test_features_are_single_precision_under_autocast() -> None:
+    network, images = Convolved(), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
+    plain = network(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network(images), plain)
+        assert network.layer(images).dtype == torch.bfloat16
+    assert network.asked == ["ieee", "ieee"]
+    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
+    assert torch.backends.cudnn.allow_tf32 == (before[0] == "tf32")
+
+
 def test_statistics_of_a_folder(tmp_path: Path) -> None:
     corners = [(3, 9), (7, 1), (200, 40), (90, 90), (1, 250)]
     for index, (x, y) in enumerate(corners):
