@@ -20,16 +20,37 @@ if TYPE_CHECKING:
     from stepdistill.metrics.dino_features import DinoFeatures
     from stepdistill.metrics.diversity import PromptDiversity, mean_pairwise_cosine, vendi_score
     from stepdistill.metrics.document import RunResults
+    from stepdistill.metrics.dpg_bench import DPGScores, read_dpg_prompts, read_dpg_results, write_dpg_folder
+    from stepdistill.metrics.external import CommandScorer
     from stepdistill.metrics.features import FeatureNetwork, PatchFeatures, feature_stats, image_files
     from stepdistill.metrics.galleries import ScoredRun
     from stepdistill.metrics.generation import Generation
+    from stepdistill.metrics.geneval import (
+        GenEvalScores,
+        read_geneval_prompts,
+        read_geneval_results,
+        write_geneval_folder,
+    )
     from stepdistill.metrics.inception_features import InceptionFeatures
     from stepdistill.metrics.kernels import cmmd, gaussian_kernel_distance, kernel_distance_of_subsets
     from stepdistill.metrics.lpips import LPIPS
     from stepdistill.metrics.measurements import Results, Row
+    from stepdistill.metrics.named_scorers import SCORERS, load_scorer
     from stepdistill.metrics.neighbours import PRDC, precision_recall_density_coverage
     from stepdistill.metrics.paired import PairedSimilarity, psnr, ssim
     from stepdistill.metrics.pictures import grid
+    from stepdistill.metrics.prompt_scorers import PromptScorer
+    from stepdistill.metrics.prompt_scores import (
+        AestheticScore,
+        HPSv2,
+        ImageReward,
+        PickScore,
+        PromptScore,
+        ScoreSummary,
+        hps_benchmark,
+        read_scores,
+        write_scores,
+    )
     from stepdistill.metrics.prompt_sets import PromptSet, load_prompt_set
     from stepdistill.metrics.protocols import EMOJI, PROTOCOLS, Benchmark, Protocol
     from stepdistill.metrics.references import ReferenceStats, load_reference_features
@@ -46,18 +67,24 @@ if TYPE_CHECKING:
     from stepdistill.metrics.weights import WeightFile
 
 _MODULES = {
+    "AestheticScore": "prompt_scores",
     "Benchmark": "protocols",
     "BenchmarkOptions": "benchmark",
     "CLIPScore": "accumulators",
     "CMMD": "accumulators",
     "CMMDFeatures": "cmmd_features",
+    "CommandScorer": "external",
+    "DPGScores": "dpg_bench",
     "DinoFeatures": "dino_features",
     "Drawn": "benchmark",
     "EMOJI": "protocols",
     "FeatureNetwork": "features",
     "FeatureStats": "stats",
     "FrechetDistance": "accumulators",
+    "GenEvalScores": "geneval",
     "Generation": "generation",
+    "HPSv2": "prompt_scores",
+    "ImageReward": "prompt_scores",
     "InceptionFeatures": "inception_features",
     "KernelDistance": "accumulators",
     "LPIPS": "lpips",
@@ -65,8 +92,11 @@ _MODULES = {
     "PROTOCOLS": "protocols",
     "PairedSimilarity": "paired",
     "PatchFeatures": "features",
+    "PickScore": "prompt_scores",
     "PrecisionRecall": "accumulators",
     "PromptDiversity": "diversity",
+    "PromptScore": "prompt_scores",
+    "PromptScorer": "prompt_scorers",
     "PromptSet": "prompt_sets",
     "Protocol": "protocols",
     "ReferenceStats": "references",
@@ -74,6 +104,8 @@ _MODULES = {
     "Row": "measurements",
     "RunOptions": "runner",
     "RunResults": "document",
+    "SCORERS": "named_scorers",
+    "ScoreSummary": "prompt_scores",
     "ScoredRun": "galleries",
     "TeacherComparison": "teacher",
     "TeacherRun": "teacher",
@@ -87,22 +119,32 @@ _MODULES = {
     "frechet_distance_of_features": "stats",
     "gaussian_kernel_distance": "kernels",
     "grid": "pictures",
+    "hps_benchmark": "prompt_scores",
     "image_files": "features",
     "kernel_distance": "stats",
     "kernel_distance_of_subsets": "kernels",
     "load_prompt_set": "prompt_sets",
     "load_reference_features": "references",
+    "load_scorer": "named_scorers",
     "mean_pairwise_cosine": "diversity",
     "precision_recall_density_coverage": "neighbours",
     "psnr": "paired",
+    "read_dpg_prompts": "dpg_bench",
+    "read_dpg_results": "dpg_bench",
+    "read_geneval_prompts": "geneval",
+    "read_geneval_results": "geneval",
     "read_rows": "tables",
+    "read_scores": "prompt_scores",
     "run_benchmark": "benchmark",
     "ssim": "paired",
     "table": "tables",
     "vendi_score": "diversity",
     "write_comparison": "comparison_page",
+    "write_dpg_folder": "dpg_bench",
+    "write_geneval_folder": "geneval",
     "write_report": "report",
     "write_results": "tables",
+    "write_scores": "prompt_scores",
 }
 
 __all__ = [
@@ -111,22 +153,32 @@ __all__ = [
     "LPIPS",
     "PRDC",
     "PROTOCOLS",
+    "SCORERS",
+    "AestheticScore",
     "Benchmark",
     "BenchmarkOptions",
     "CLIPScore",
     "CMMDFeatures",
+    "CommandScorer",
+    "DPGScores",
     "DinoFeatures",
     "Drawn",
     "FeatureNetwork",
     "FeatureStats",
     "FrechetDistance",
+    "GenEvalScores",
     "Generation",
+    "HPSv2",
+    "ImageReward",
     "InceptionFeatures",
     "KernelDistance",
     "PairedSimilarity",
     "PatchFeatures",
+    "PickScore",
     "PrecisionRecall",
     "PromptDiversity",
+    "PromptScore",
+    "PromptScorer",
     "PromptSet",
     "Protocol",
     "ReferenceStats",
@@ -134,6 +186,7 @@ __all__ = [
     "Row",
     "RunOptions",
     "RunResults",
+    "ScoreSummary",
     "ScoredRun",
     "TeacherComparison",
     "TeacherRun",
@@ -147,22 +200,32 @@ __all__ = [
     "frechet_distance_of_features",
     "gaussian_kernel_distance",
     "grid",
+    "hps_benchmark",
     "image_files",
     "kernel_distance",
     "kernel_distance_of_subsets",
     "load_prompt_set",
     "load_reference_features",
+    "load_scorer",
     "mean_pairwise_cosine",
     "precision_recall_density_coverage",
     "psnr",
+    "read_dpg_prompts",
+    "read_dpg_results",
+    "read_geneval_prompts",
+    "read_geneval_results",
     "read_rows",
+    "read_scores",
     "run_benchmark",
     "ssim",
     "table",
     "vendi_score",
     "write_comparison",
+    "write_dpg_folder",
+    "write_geneval_folder",
     "write_report",
     "write_results",
+    "write_scores",
 ]
 
 

@@ -116,7 +116,7 @@ def clip_features(
     return ClipFeatures(network, pretrained(CLIPTokenizer, source.tokenizer, tokenizer), name=name)
 
 
-def clip_score(
+def clip_scorer(
     model: str,
     *,
     weights: Location = None,
@@ -141,14 +141,14 @@ def clip_score(
     )
 
 
-def dmd2_clip_score(
+def dmd2_clip_scorer(
     *, weights: Location = None, tokenizer: Location = None, backend: Backend = "transformers"
 ) -> ClipScorer:
     """CLIP score as DMD and DMD2 report it (https://arxiv.org/abs/2405.14867): the plain cosine, between 0 and 1.
 
     open_clip's ViT-g-14 (not ViT-bigG), "A photo depicts " before the caption, pictures brought to 256 by LANCZOS first.
     """
-    return clip_score(
+    return clip_scorer(
         "vit-g-14-laion2b",
         weights=weights,
         tokenizer=tokenizer,
@@ -160,9 +160,9 @@ def dmd2_clip_score(
     )
 
 
-def reference_clip_score(*, weights: Location = None, tokenizer: Location = None) -> ClipScorer:
+def reference_clip_scorer(*, weights: Location = None, tokenizer: Location = None) -> ClipScorer:
     """CLIPScore as it was defined (https://arxiv.org/abs/2104.08718): `2.5 max(cos, 0)` by OpenAI's ViT-B/32, with a prefix."""
-    return clip_score(
+    return clip_scorer(
         "vit-b-32-openai",
         weights=weights,
         tokenizer=tokenizer,
@@ -173,12 +173,12 @@ def reference_clip_score(*, weights: Location = None, tokenizer: Location = None
     )
 
 
-def emoji_clip_score() -> ClipScorer:
+def emoji_clip_scorer() -> ClipScorer:
     """The cosine by the embedded `emoji-clip`, as a reward; the tables of the embedded problem show 100 times that."""
-    return ClipScorer(emoji_clip(), name="clip/emoji-clip", scale=1.0)
+    return ClipScorer(emoji_clip(), name="emoji_clip", scale=1.0)
 
 
-def hps(
+def hps_scorer(
     version: Literal["v2.0", "v2.1"],
     *,
     weights: Location = None,
@@ -206,7 +206,7 @@ def hps(
     )
 
 
-def pickscore(
+def pick_scorer(
     form: Literal["logit", "cosine"], *, weights: Location = None, tokenizer: Location = None
 ) -> ClipScorer:
     """PickScore (https://arxiv.org/abs/2305.01569).

@@ -106,7 +106,9 @@ class CommandScorer:
         return torch.tensor([found[index] for index in range(count)], dtype=torch.float32)
 
 
-def hpsv3(*, python: str | Path | None = None, command: str | Sequence[str] | None = None) -> CommandScorer:
+def hpsv3_scorer(
+    *, python: str | Path | None = None, command: str | Sequence[str] | None = None
+) -> CommandScorer:
     """HPSv3 (https://arxiv.org/abs/2508.03789): the mean of the predicted reward, by a model of 7 billion parameters.
 
     Args:

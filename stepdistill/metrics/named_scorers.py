@@ -15,14 +15,14 @@ from stepdistill.errors import UserError
 from stepdistill.metrics.clip_sources import (
     Location,
     clip_features,
-    clip_score,
-    dmd2_clip_score,
-    emoji_clip_score,
-    hps,
-    pickscore,
-    reference_clip_score,
+    clip_scorer,
+    dmd2_clip_scorer,
+    emoji_clip_scorer,
+    hps_scorer,
+    pick_scorer,
+    reference_clip_scorer,
 )
-from stepdistill.metrics.external import CommandScorer, hpsv3
+from stepdistill.metrics.external import CommandScorer, hpsv3_scorer
 from stepdistill.metrics.extractors import ClipFeatures
 from stepdistill.metrics.image_reward import ImageRewardScorer
 from stepdistill.metrics.prompt_scorers import AestheticScorer, CallableScorer, PromptScorer, linear_head
@@ -38,7 +38,7 @@ AESTHETIC_HEAD = WeightFile(
 )
 
 
-def image_reward(*, weights: Location = None, tokenizer: Location = None) -> ImageRewardScorer:
+def image_reward_scorer(*, weights: Location = None, tokenizer: Location = None) -> ImageRewardScorer:
     """ImageReward-v1.0 (https://arxiv.org/abs/2304.05977).
 
     Args:
@@ -55,7 +55,7 @@ def image_reward(*, weights: Location = None, tokenizer: Location = None) -> Ima
     return ImageRewardScorer.from_weights(read_tensors(file), words, name=name, model=model)
 
 
-def aesthetic(
+def aesthetic_scorer(
     *, weights: Location = None, backbone: Location = None, tokenizer: Location = None
 ) -> AestheticScorer:
     """The LAION aesthetic score: the linear head `sac+logos+ava1-l14` on OpenAI's ViT-L/14.
@@ -82,26 +82,24 @@ def aesthetic(
         raise UserError(
             f"these are not the weights of the aesthetic head: {str(error).splitlines()[-1]}"
         ) from error
-    return AestheticScorer(
-        features, head, name="aesthetic/sac-logos-ava1-l14", transform=PictureTransform(features.image_size)
-    )
+    return AestheticScorer(features, head, name="aesthetic", transform=PictureTransform(features.image_size))
 
 
 SCORERS: Mapping[str, Callable[..., PromptScorer]] = {
-    "emoji_clip": emoji_clip_score,
-    "clip/vit-b-32-openai": partial(clip_score, "vit-b-32-openai"),
-    "clip/vit-b-32-openai-clipscore": reference_clip_score,
-    "clip/vit-l-14-openai": partial(clip_score, "vit-l-14-openai"),
-    "clip/vit-h-14-laion2b": partial(clip_score, "vit-h-14-laion2b"),
-    "clip/vit-g-14-laion2b": partial(clip_score, "vit-g-14-laion2b"),
-    "clip/vit-g-14-laion2b-dmd2": dmd2_clip_score,
-    "hps/v2.0": partial(hps, "v2.0"),
-    "hps/v2.1": partial(hps, "v2.1"),
-    "hps/v3": hpsv3,
-    "pickscore/logit": partial(pickscore, "logit"),
-    "pickscore/cosine": partial(pickscore, "cosine"),
-    "image_reward": image_reward,
-    "aesthetic": aesthetic,
+    "emoji_clip": emoji_clip_scorer,
+    "clip/vit-b-32-openai": partial(clip_scorer, "vit-b-32-openai"),
+    "clip/vit-b-32-openai-clipscore": reference_clip_scorer,
+    "clip/vit-l-14-openai": partial(clip_scorer, "vit-l-14-openai"),
+    "clip/vit-h-14-laion2b": partial(clip_scorer, "vit-h-14-laion2b"),
+    "clip/vit-g-14-laion2b": partial(clip_scorer, "vit-g-14-laion2b"),
+    "clip/vit-g-14-laion2b-dmd2": dmd2_clip_scorer,
+    "hps/v2.0": partial(hps_scorer, "v2.0"),
+    "hps/v2.1": partial(hps_scorer, "v2.1"),
+    "hps/v3": hpsv3_scorer,
+    "pickscore/logit": partial(pick_scorer, "logit"),
+    "pickscore/cosine": partial(pick_scorer, "cosine"),
+    "image_reward": image_reward_scorer,
+    "aesthetic": aesthetic_scorer,
 }
 """What makes each scorer; keyword arguments are its options."""
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.external import CommandScorer, hpsv3
+from stepdistill.metrics.external import CommandScorer, hpsv3_scorer
 
 BRIGHTNESS = """
 import json, sys
@@ -90,11 +90,11 @@ def test_hpsv3_runs_in_its_own_environment(tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     images = torch.zeros(12, 3, 2, 2)
-    scores = hpsv3(python=sys.executable)(images, [str(number) for number in range(12)])
+    scores = hpsv3_scorer(python=sys.executable)(images, [str(number) for number in range(12)])
     assert scores.tolist() == list(map(float, range(12)))
-    assert hpsv3(python="/env/bin/python").name == "hps/v3"
+    assert hpsv3_scorer(python="/env/bin/python").name == "hps/v3"
 
 
 def test_hpsv3_needs_its_environment() -> None:
     with pytest.raises(UserError, match=r"python=/path/to"):
-        hpsv3()
+        hpsv3_scorer()

@@ -210,6 +210,12 @@ def test_tokens_are_those_of_open_clip(tmp_path: Path) -> None:
         end = other.index(49407)
         assert row[: end + 1] == other[: end + 1], prompt
     assert theirs("A photo depicts")[0, 1:4].tolist() == [320, 1125, 29340]
+    pasted = torch.cat(
+        [expected[:, :1], torch.tensor([[320, 1125, 29340]] * len(prompts)), expected[:, 1:]], 1
+    )[:, :77]
+    pasted[:, 76] = torch.where(pasted[:, 76] > 0, 49407, pasted[:, 76])  # as DMD2 puts its prefix in
+    prefixed = theirs([f"A photo depicts {prompt}" for prompt in prompts])
+    assert torch.equal(pasted, prefixed)
 
 
 def test_options_are_checked() -> None:
