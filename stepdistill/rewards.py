@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -36,4 +36,4 @@ def load_reward(reward: str | Mapping[str, Any] | RewardConfig) -> Reward:
         raise UserError(f"method.reward.{where}: {problem['msg'].lower()}") from error
     if isinstance(scorer, NetworkScorer):
         return scorer.to(_DTYPES[config.dtype]).reward
-    return scorer.function if isinstance(scorer, CallableScorer) else scorer
+    return cast(Reward, scorer.function if isinstance(scorer, CallableScorer) else scorer)

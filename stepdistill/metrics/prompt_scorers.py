@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from stepdistill.metrics.transforms import PictureTransform
 from stepdistill.typing import Images
 
 
+@runtime_checkable
 class PromptScorer(Protocol):
     """Rates pictures given their prompts; larger is better."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,10 @@ class ScoreSummary:
         return cls(float(values.mean()), error, n)
 
 
+_PER_RANK = 1 << 40
+"""Indices that a rank counts on by itself: they never meet those of another rank."""
+
+
 class PromptScore(Metric):
     """Mean score of pictures for their prompts.
 
@@ -64,19 +68,22 @@ class PromptScore(Metric):
     scores: list[Tensor]
     indices: list[Tensor]
 
-    def __init__(self, scorer: PromptScorer | str | Any, **options: Any) -> None:
+    def __init__(self, scorer: PromptScorer | str | Callable[..., Any], **options: Any) -> None:
         super().__init__()
-        is_scorer = not isinstance(scorer, str) and callable(getattr(scorer, "description", None))
-        self.scorer: PromptScorer = scorer if is_scorer else load_scorer(scorer, **options)
+        if isinstance(scorer, PromptScorer) and options:
+            raise ValueError(
+                f"{scorer.name} is made already and takes no options, such as {next(iter(options))}"
+            )
+        self.scorer = scorer if isinstance(scorer, PromptScorer) else load_scorer(scorer, **options)
         self.add_state("scores", [], dist_reduce_fx="cat")
         self.add_state("indices", [], dist_reduce_fx="cat")
 
     def update(
         self, images: ImagesOrPictures, prompts: Sequence[str], *, indices: Sequence[int] | None = None
     ) -> None:
-        """Take in pictures, a prompt for each, and their numbers in the whole set (default: counted on)."""
+        """Take in pictures, a prompt for each, and their numbers in the whole set (default: counted on, rank by rank)."""
         if indices is None:
-            start = sum(map(len, self.indices))
+            start = sum(map(len, self.indices)) + _rank() * _PER_RANK
             indices = range(start, start + len(prompts))
         if len(indices) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(indices)} indices")
@@ -137,6 +144,10 @@ class AestheticScore(PromptScore):
         super().__init__("aesthetic", **options)
 
 
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
 def grouped(scores: Tensor, size: int = 80) -> tuple[float, float]:
     """Mean and standard deviation (over N) of the means of consecutive groups: how the HPSv2 benchmark reports a style.
 
@@ -156,9 +167,8 @@ def hps_benchmark(styles: Mapping[str, Tensor]) -> dict[str, tuple[float, float 
         styles: anime, concept-art, paintings and photo, each with the scores of its prompts in the benchmark's order.
     """
     every = torch.cat(list(styles.values())).double()
-    return {style: grouped(scores) for style, scores in styles.items()} | {
-        "average": (float(every.mean()), None)
-    }
+    table: dict[str, tuple[float, float | None]] = {"average": (float(every.mean()), None)}
+    return {style: grouped(scores) for style, scores in styles.items()} | table
 
 
 def write_scores(

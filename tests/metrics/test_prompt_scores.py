@@ -71,6 +71,20 @@ def test_indices_count_on_and_reset_starts_over() -> None:
         metric.update(torch.zeros(1, 3, 2, 2), ["1"], indices=[0, 1])
 
 
+def test_two_ranks_that_count_for_themselves_do_not_collide(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = PromptScore(by_prompt), PromptScore(by_prompt)
+    first.update(torch.zeros(2, 3, 2, 2), ["0", "1"])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    second.update(torch.zeros(2, 3, 2, 2), ["2", "3"])
+    assert not set(first.indices[0].tolist()) & set(second.indices[0].tolist())
+
+
+def test_a_scorer_that_is_made_takes_no_options(clip: ClipFeatures) -> None:
+    with pytest.raises(ValueError, match="takes no options, such as weights"):
+        PromptScore(ClipScorer(clip, name="x"), weights="y")
+
+
 def test_clip_score_is_that_of_the_older_metric(clip: ClipFeatures) -> None:
     images, prompts = torch.rand(5, 3, 16, 16), ["a", "b c", "d", "e", "f"]
     old, new = CLIPScore(clip), PromptScore(ClipScorer(clip, name="x"))
