@@ -39,6 +39,8 @@ def executed(path: Path, *, folder: Path, settings: dict[str, Any] | None = None
     for cell in notebook.cells:
         if cell.cell_type == "code":  # progress bars and warnings, which name paths of this machine
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:  # Pillow shows every picture twice
+                output.get("data", {}).pop("image/jpeg", None)
     notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
 
