@@ -53,7 +53,7 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     """Run what is not there yet, then write the leaderboard; returns the names of the runs that failed.
 
     Each recipe is a process of its own, so that its peak memory is its own; rerunning goes on where the last attempt
-    stopped, in the middle of a run too.
+    stopped, in the middle of a run too. Embeddings and latents are made once for all of them.
 
     Raises:
         UserError: a recipe cannot be read, or two have the same name.
@@ -64,10 +64,12 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     failed = []
     for name, recipe in zip(resolved, recipes, strict=True):
         run_dir = out / name
-        steps = steps_within(recipe, budget, run_dir)  # first: finished runs have to be of this budget too
+        shared = [] if resolved[name].data.cache_dir else [f"data.cache_dir={out / 'cache'}"]
+        # First the pace: finished runs have to be of this budget too.
+        steps = steps_within(recipe, budget, run_dir, shared)
         if (run_dir / RESULTS_NAME).exists():
             continue
-        if steps is None or not start_run(recipe, run_dir, final_overrides(budget, steps)):
+        if steps is None or not start_run(recipe, run_dir, [*final_overrides(budget, steps), *shared]):
             failed.append(name)
     entries = [
         read_entry(name, recipe, out / name) for name, recipe in resolved.items() if name not in failed
@@ -76,7 +78,7 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     return failed
 
 
-def steps_within(recipe: str, budget: BenchBudget, run_dir: Path) -> int | None:
+def steps_within(recipe: str, budget: BenchBudget, run_dir: Path, shared: Sequence[str]) -> int | None:
     """The iterations that fit the budget, found by a short run once and kept in `pace.json`; None where that run fails."""
     file = run_dir / "pace.json"
     if not file.exists():
@@ -85,7 +87,7 @@ def steps_within(recipe: str, budget: BenchBudget, run_dir: Path) -> int | None:
             f"train.max_train_steps={PACE_STEPS}", "train.resume_from_checkpoint=null", "validation.num_evaluated=0",
             "validation.num_scored=0", "validation.prompts=[]", f"validation.every={PACE_STEPS + 1}",
         ]  # fmt: skip
-        if not start_run(recipe, trial, overrides):
+        if not start_run(recipe, trial, [*overrides, *shared]):
             return None
         cost = json.loads((trial / "cost.json").read_text())
         seconds = cost["train_seconds"] / PACE_STEPS

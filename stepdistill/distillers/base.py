@@ -283,9 +283,9 @@ class Distiller(ABC):
             else:
                 network.load_state_dict(state[name])
 
-    def sampler(self) -> StudentSampler:
-        """The grid and the kind of steps the student is trained for."""
-        return StudentSampler(self.student.few_step_times(self.config.num_steps, "sde"), "sde")
+    def sampler(self, num_steps: int | None = None) -> StudentSampler:
+        """The grid and the kind of steps the student is trained for; or that kind of steps in another number."""
+        return StudentSampler(self.student.few_step_times(num_steps or self.config.num_steps, "sde"), "sde")
 
     def pipeline(self) -> Any:
         """A stock diffusers pipeline that runs the student, with the few-step scheduler set."""

@@ -50,9 +50,9 @@ class Entry:
     cost: Mapping[str, float]
 
     @property
-    def student(self) -> Row:
-        """The row of what was trained."""
-        return next(row for row in self.rows if row.model == "student")
+    def students(self) -> tuple[Row, ...]:
+        """The rows of what was trained, one for each number of steps it was measured at."""
+        return tuple(row for row in self.rows if row.model == "student")
 
     @property
     def others(self) -> tuple[Row, ...]:
@@ -88,13 +88,14 @@ def lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = [
         {"kind": row.model, "cells": [reference_name(row), *quality(row), "", "", ""]} for row in ordered
     ]
-    for entry in sorted(entries, key=lambda e: (e.student.steps or 0, e.student.frechet_distance or 0.0)):
+    trained = [(row, entry) for entry in entries for row in entry.students]
+    for row, entry in sorted(trained, key=lambda pair: (pair[0].steps or 0, pair[0].frechet_distance or 0.0)):
         spent = [
             f"{entry.cost['network_passes'] / 1e3:.0f}k",
             f"{entry.cost['train_seconds'] / 60:.1f} min",
             f"{entry.cost['peak_memory_mib']:.0f} MiB",
         ]
-        table.append({"kind": "student", "cells": [entry.name, *quality(entry.student), *spent]})
+        table.append({"kind": "student", "cells": [entry.name, *quality(row), *spent]})
     return table
 
 
@@ -129,10 +130,11 @@ def markdown(entries: Sequence[Entry]) -> str:
 
 
 def quality_figure(entries: Sequence[Entry]) -> str:
-    """Frechet distance over steps, a line for each method and one for the teacher, as SVG."""
+    """Frechet distance over steps, a line for each recipe and one for the teacher, as SVG."""
     series: dict[str, set[tuple[int, float]]] = {}
     for entry in entries:
-        for name, row in [(entry.method, entry.student), *(("teacher", each) for each in entry.others)]:
+        own = [(entry.name, row) for row in entry.students]
+        for name, row in [*own, *(("teacher", each) for each in entry.others)]:
             if row.steps and row.frechet_distance is not None:
                 series.setdefault(name, set()).add((row.steps, row.frechet_distance))
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")

@@ -91,7 +91,7 @@ def best_stock_sampler(
 
 def teacher_comparison(
     teacher: DiffusionPipeline,
-    student: Generation,
+    students: Sequence[Generation],
     *,
     guidance_scale: float,
     steps: int = 50,
@@ -100,25 +100,23 @@ def teacher_comparison(
     options: RunOptions,
     arguments: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> dict[str, Generation]:
-    """The three rows of every comparison: teacher at full steps, teacher at the student's steps at its best, student."""
-    if student.steps is None:
-        raise ValueError("the student's generation must say its number of steps")
-    few = best_stock_sampler(
-        teacher,
-        steps=student.steps,
-        guidance_scales=few_step_guidance or (guidance_scale,),
-        evaluator=evaluator,
-        options=options,
-        arguments=arguments,
-    )
+    """The rows of every comparison: teacher at full steps, teacher at each student's steps at its best, students."""
     full = Generation(
         teacher, "teacher", steps=steps, guidance_scale=guidance_scale, arguments=arguments, is_cached=True
     )
-    return {
-        f"teacher {steps} steps": full,
-        f"teacher {student.steps} steps": few,
-        f"student {student.steps} steps": student,
-    }
+    rows = {f"teacher {steps} steps": full}
+    for student in students:
+        if student.steps is None:
+            raise ValueError("the student's generation must say its number of steps")
+        rows[f"teacher {student.steps} steps"] = best_stock_sampler(
+            teacher,
+            steps=student.steps,
+            guidance_scales=few_step_guidance or (guidance_scale,),
+            evaluator=evaluator,
+            options=options,
+            arguments=arguments,
+        )
+    return rows | {f"student {student.steps} steps": student for student in students}
 
 
 def guidance_sweep(

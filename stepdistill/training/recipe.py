@@ -126,6 +126,11 @@ class ValidationConfig(Section):
     num_evaluated: int = Field(
         default=0, ge=0, description="images per row of results.json (emoji only); 0: not measured"
     )
+    evaluated_steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(
+        default_factory=list,
+        description="numbers of steps at which the student is measured; empty: method.num_steps. Most methods' students run in "
+        "other numbers than the one they were trained for",
+    )
 
 
 class TrackConfig(Section):

@@ -51,26 +51,16 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
     teacher, student = distiller.teacher, distiller.student
     if not (isinstance(teacher, PipelineDenoiser) and isinstance(student, PipelineDenoiser)):
         raise UserError("only students of diffusers pipelines can be evaluated")
-    sampler = distiller.sampler()
-    call = student.call_arguments(sampler)
-    generation = Generation(
-        distiller.pipeline(),
-        "student",
-        method=recipe.method["name"],
-        steps=call.pop("num_inference_steps"),
-        guidance_scale=call.pop("guidance_scale"),
-        arguments=call,
-    )
     evaluator = load_evaluator(EMOJI.with_images(recipe.validation.num_evaluated))
     is_half = chosen_precision(recipe.train.mixed_precision, training_device(recipe.train)) == "bf16"
     options = RunOptions(dtype=torch.bfloat16 if is_half else torch.float32)
     scale = recipe.validation.teacher_guidance_scale
     # A copy without adapters: the teacher's own network runs under whichever role was active last.
-    stock = teacher.pipeline(sampler)
+    stock = teacher.pipeline(distiller.sampler())
     stock.scheduler = teacher.pipe.scheduler
     rows = teacher_comparison(
         stock,
-        generation,
+        student_generations(distiller, student, recipe),
         guidance_scale=distiller.config.guidance_scale if scale is None else scale,
         steps=recipe.validation.teacher_steps,
         arguments=teacher.prompt_arguments,
@@ -80,3 +70,31 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
     results = evaluate(rows, evaluator=evaluator, options=options)
     write_results(results, run_dir)
     return results.to_json()
+
+
+def student_generations(distiller: Distiller, student: PipelineDenoiser, recipe: Recipe) -> list[Generation]:
+    """The student at each number of steps that the recipe wants measured, on one pipeline.
+
+    Raises:
+        UserError: the method has no grid of so many steps.
+    """
+    pipe, generations = distiller.pipeline(), []
+    for num_steps in recipe.validation.evaluated_steps or [distiller.config.num_steps]:
+        sampler = distiller.sampler(num_steps)
+        if sampler.num_steps != num_steps:
+            raise UserError(
+                f"validation.evaluated_steps: this student has no grid of {num_steps} steps, the nearest has {sampler.num_steps}"
+            )
+        call = student.call_arguments(sampler)
+        generations.append(
+            Generation(
+                pipe,
+                "student",
+                method=recipe.method["name"],
+                steps=call.pop("num_inference_steps"),
+                guidance_scale=call.pop("guidance_scale"),
+                arguments=call,
+                scheduler=student.few_step(sampler).scheduler,
+            )
+        )
+    return generations

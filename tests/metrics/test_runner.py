@@ -185,14 +185,16 @@ def test_the_best_sampler_is_the_nearest(evaluator, tmp_path) -> None:
         min(best.search, key=lambda label: best.search[label])
         == f"{best.sampler}, guidance {best.guidance_scale:g}"
     )
-    student = Generation(pipe, steps=1, guidance_scale=1.0)
+    students = [Generation(pipe, steps=steps, guidance_scale=1.0) for steps in (1, 2)]
     rows = teacher_comparison(
-        pipe, student, guidance_scale=2.0, steps=3, evaluator=evaluator, options=options
+        pipe, students, guidance_scale=2.0, steps=3, evaluator=evaluator, options=options
     )
     assert [(each.model, each.steps) for each in rows.values()] == [
         ("teacher", 3),
         ("teacher", 1),
+        ("teacher", 2),
         ("student", 1),
+        ("student", 2),
     ]
 
 

@@ -133,9 +133,9 @@ class LCM(GuidedDistiller):
         """The student and, where there is one, its average."""
         return {"student": self.student, **({} if self.target is None else {"target": self.target})}
 
-    def sampler(self) -> StudentSampler:
+    def sampler(self, num_steps: int | None = None) -> StudentSampler:
         """LCM: x0, then fresh noise, at any part of the grid. Several segments: from edge to edge, deterministic."""
-        stride = self.config.solver_steps // self.config.num_steps
+        stride = self.config.solver_steps // (num_steps or self.config.num_steps)
         kind = "sde" if self.config.segments[-1] == 1 else "ode"
         return StudentSampler(self.grid[:-1:stride], kind)
 

@@ -217,7 +217,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         """The student's parameters, and the critics' under one optimiser."""
         return {**super().players(), "critic": self.fake_score.trainable_parameters()}
 
-    def sampler(self) -> StudentSampler:
+    def sampler(self, num_steps: int | None = None) -> StudentSampler:
         """The few-step grid of the stock scheduler that belongs to the rollout kind."""
-        times = self.student.few_step_times(self.config.num_steps, self.config.rollout)
+        times = self.student.few_step_times(num_steps or self.config.num_steps, self.config.rollout)
         return StudentSampler(times, self.config.rollout)

@@ -194,7 +194,7 @@ class PSO(Distiller):
         """By how much the loser's error exceeds the winner's."""
         return self.config.negative_weight * lost - won
 
-    def sampler(self) -> StudentSampler:
+    def sampler(self, num_steps: int | None = None) -> StudentSampler:
         """The grid that the student already runs on."""
-        times = self.student.few_step_times(self.config.num_steps, self.config.rollout)
+        times = self.student.few_step_times(num_steps or self.config.num_steps, self.config.rollout)
         return StudentSampler(times, self.config.rollout)
