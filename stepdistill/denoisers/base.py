@@ -205,6 +205,10 @@ class Denoiser(nn.Module):
         """The grid that the stock pipeline will run, as t, descending; here: evenly spaced."""
         return tuple(1 - i / num_steps for i in range(num_steps))
 
+    def nearest_time(self, t: float) -> float:
+        """The nearest time at which a stock few-step scheduler can call the network; here: any."""
+        return t
+
     def pipeline(self, sampler: StudentSampler) -> Any:
         """A stock diffusers pipeline with this role's weights and the few-step scheduler set."""
         raise NotImplementedError(

@@ -183,6 +183,13 @@ class PipelineDenoiser(Denoiser):
         even = torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps
         return tuple(shift_time(even, flow_shift(config)).tolist())
 
+    def nearest_time(self, t: float) -> float:
+        """The nearest training index (VP), or any time (flow)."""
+        if not isinstance(self.schedule, VPSchedule):
+            return t
+        last = self.pipe.scheduler.config.num_train_timesteps - 1
+        return round(t * last) / last
+
     # The way out
 
     def few_step(self, sampler: StudentSampler) -> FewStep:

@@ -259,3 +259,22 @@ def test_golden_first_losses() -> None:
 
 
 GOLDEN = {"dm": 1.78685e-05, "gan_student": 0.717217, "fake_score": 1.08378, "gan_critic": 1.39803}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_grid_may_begin_below_one(family: str) -> None:
+    """Every time is one that the stock scheduler can be told, and the grid is the whole one, shrunk."""
+    teacher = sd.load_teacher(tiny_pipeline(family))
+    whole, late = (
+        sd.DMD2(teacher, DMD2Config(num_steps=4, first_time=first), roles=sd.Roles(rank=2)).sampler().times
+        for first in (1.0, 0.8)
+    )
+    assert late == pytest.approx([0.8 * t for t in whole], abs=1e-3)
+    assert late == tuple(teacher.nearest_time(t) for t in late)
+
+
+def test_the_first_gradient_of_an_eps_student_does_not_drown_the_others_below_one() -> None:
+    """One unit of error in eps moves x0 by sigma / alpha: at the end of the schedule that is all that the optimiser sees."""
+    schedule = sd.load_teacher(tiny_pipeline("sd")).schedule
+    last, late = torch.tensor([1.0]), torch.tensor([0.8])
+    assert schedule.sigma(last) / schedule.alpha(last) > 1.7 * schedule.sigma(late) / schedule.alpha(late)
