@@ -29,23 +29,33 @@ class BenchBudget:
         minutes: of training; drawing and measuring come on top.
         num_images: per row of the leaderboard.
         seed: of all runs.
+        iterations: of training, instead of minutes.
+        num_samples: prompts, images and teacher pairs that are prepared for training at most.
     """
 
     minutes: float = 20.0
     num_images: int = 2000
     seed: int = 0
+    iterations: int | None = None
+    num_samples: int | None = None
+
+    def __str__(self) -> str:
+        trained = f"{self.minutes:g} minutes" if self.iterations is None else f"{self.iterations} iterations"
+        return f"{trained} of training, seed {self.seed}"
 
 
-QUICK = BenchBudget(minutes=0.75, num_images=250)
+QUICK = BenchBudget(num_images=64, iterations=8, num_samples=256)
 """Enough to see that everything runs, not to judge a method."""
 
 
 def budget_with(base: BenchBudget, **given: float | None) -> BenchBudget:
     """The budget with the values that were given in place of its own; None is not given.
 
-    >>> budget_with(QUICK, minutes=None, seed=3)
-    BenchBudget(minutes=0.75, num_images=250, seed=3)
+    >>> str(budget_with(QUICK, minutes=None, seed=3)), str(budget_with(QUICK, minutes=2.0))
+    ('8 iterations of training, seed 3', '2 minutes of training, seed 0')
     """
+    if given.get("minutes") is not None:
+        base = replace(base, iterations=None)
     return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -64,7 +74,7 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     failed = []
     for name, recipe in zip(resolved, recipes, strict=True):
         run_dir = out / name
-        shared = [] if resolved[name].data.cache_dir else [f"data.cache_dir={out / 'cache'}"]
+        shared = shared_overrides(resolved[name], budget, out)
         # First the pace: finished runs have to be of this budget too.
         steps = steps_within(recipe, budget, run_dir, shared)
         if (run_dir / RESULTS_NAME).exists():
@@ -74,13 +84,16 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     entries = [
         read_entry(name, recipe, out / name) for name, recipe in resolved.items() if name not in failed
     ]
-    write_leaderboard(entries, out, title=f"{budget.minutes:g} minutes of training, seed {budget.seed}")
+    write_leaderboard(entries, out, title=str(budget))
     return failed
 
 
 def steps_within(recipe: str, budget: BenchBudget, run_dir: Path, shared: Sequence[str]) -> int | None:
     """The iterations that fit the budget, found by a short run once and kept in `pace.json`; None where that run fails."""
     file = run_dir / "pace.json"
+    if not file.exists() and budget.iterations is not None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(budget)) + "\n")
     if not file.exists():
         trial = run_dir / "pace"
         overrides = [
@@ -96,10 +109,22 @@ def steps_within(recipe: str, budget: BenchBudget, run_dir: Path, shared: Sequen
     begun = BenchBudget(*(pace[field.name] for field in fields(BenchBudget)))
     if begun != budget:
         raise UserError(
-            f"{run_dir} was begun with --minutes {begun.minutes:g} --n {begun.num_images} --seed {begun.seed}; "
-            "give the same, or another --out"
+            f"{run_dir} was begun with {begun} and {begun.num_images} images; give the same --minutes, --quick, --n and --seed, "
+            "or another --out"
         )
+    if budget.iterations is not None:
+        return budget.iterations
     return max(round(60 * budget.minutes / pace["seconds_per_step"]), 1)
+
+
+def shared_overrides(recipe: Recipe, budget: BenchBudget, out: Path) -> list[str]:
+    """What the trial run and the run itself have in common: one cache for all recipes, and the budget's bound on data."""
+    overrides = [] if recipe.data.cache_dir else [f"data.cache_dir={out / 'cache'}"]
+    if budget.num_samples is None:
+        return overrides
+    pairs = min(recipe.data.pairs.num, budget.num_samples)
+    bounds = {"num_prompts": budget.num_samples, "num_images": budget.num_samples, "pairs.num": pairs}
+    return [*overrides, *(f"data.{key}={value}" for key, value in bounds.items()), "validation.num_scored=0"]
 
 
 def final_overrides(budget: BenchBudget, steps: int) -> list[str]:

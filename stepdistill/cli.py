@@ -157,7 +157,7 @@ def bench(
         bool,
         typer.Option(
             "--quick",
-            help="less than a minute each and few images, unless given: shows that it runs",
+            help="a few iterations each and few images, unless given: shows that it runs",
         ),
     ] = False,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -67,8 +67,8 @@ def test_the_pace_turns_minutes_into_iterations(tmp_path: Path, started: Started
     [
         ([], BenchBudget()),
         (["--quick"], QUICK),
-        (["--quick", "--seed", "3", "--n", "32"], BenchBudget(QUICK.minutes, 32, 3)),
-        (["--minutes", "2", "--quick"], BenchBudget(2.0, QUICK.num_images, 0)),
+        (["--quick", "--seed", "3", "--n", "32"], replace(QUICK, num_images=32, seed=3)),
+        (["--minutes", "2", "--quick"], replace(QUICK, minutes=2.0, iterations=None)),
         (["--n", "32"], BenchBudget(num_images=32)),
     ],
 )
@@ -77,9 +77,15 @@ def test_what_is_given_wins_over_the_quick_budget(
 ) -> None:
     cli.app(["bench", RECIPE, "--out", str(tmp_path), *options], standalone_mode=False)
     pace = json.loads((tmp_path / "emoji_dmd2_demo/pace.json").read_text())
-    assert BenchBudget(pace["minutes"], pace["num_images"], pace["seed"]) == expected
+    assert BenchBudget(**{field.name: pace[field.name] for field in fields(BenchBudget)}) == expected
+    run_dir, overrides = started[-1]
+    assert run_dir.name == "emoji_dmd2_demo"
     assert {f"train.seed={expected.seed}", f"validation.num_evaluated={expected.num_images}"} <= set(
-        started[1][1]
+        overrides
+    )
+    assert ("data.num_prompts=256" in overrides) == (expected.num_samples is not None)
+    assert ("train.max_train_steps=8" in overrides) == (len(started) == 1), (
+        "no trial where iterations are given"
     )
 
 
@@ -90,7 +96,7 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, started: Started) -> Non
     (tmp_path / "emoji_dmd2_demo/results.json").unlink()
     run_bench([RECIPE], tmp_path, BenchBudget(minutes=1.0))
     assert len(started) == 3, "the pace is known"
-    with pytest.raises(UserError, match="--minutes 1"):
+    with pytest.raises(UserError, match="begun with 1 minutes of training"):
         run_bench([RECIPE], tmp_path, BenchBudget(minutes=2.0))
 
 
