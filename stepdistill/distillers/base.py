@@ -19,7 +19,7 @@ from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
 from stepdistill.errors import UserError
 from stepdistill.rng import RandomStream
-from stepdistill.sampler import StudentSampler
+from stepdistill.sampler import SamplerKind, StudentSampler
 from stepdistill.typing import Latents, Times
 
 if TYPE_CHECKING:
@@ -177,6 +177,14 @@ class DistillerConfig(BaseModel):
         ge=0.0,
         description="the teacher's guidance while training: uncond + s (cond - uncond); 1.0 is off",
     )
+    first_time: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="where the student's grid begins; its first step is given pure noise whatever it is told. Below 1, the x0 of "
+        "an eps student is not divided by a vanishing alpha, and the first step's gradient does not drown the others' "
+        "(DMD2's one-step SDXL begins at 0.4)",
+    )
 
     @property
     def num_experts(self) -> int:
@@ -285,7 +293,12 @@ class Distiller(ABC):
 
     def sampler(self, num_steps: int | None = None) -> StudentSampler:
         """The grid and the kind of steps the student is trained for; or that kind of steps in another number."""
-        return StudentSampler(self.student.few_step_times(num_steps or self.config.num_steps, "sde"), "sde")
+        return StudentSampler(self.student_times(num_steps or self.config.num_steps, "sde"), "sde")
+
+    def student_times(self, num_steps: int, kind: SamplerKind) -> tuple[float, ...]:
+        """The stock scheduler's grid of so many steps, scaled to begin at `first_time`."""
+        times, first = self.student.few_step_times(num_steps, kind), self.config.first_time
+        return times if first == 1 else tuple(self.student.nearest_time(first * t) for t in times)
 
     def pipeline(self) -> Any:
         """A stock diffusers pipeline that runs the student, with the few-step scheduler set."""

@@ -45,8 +45,8 @@ def build_teacher(model: str) -> Denoiser:
     return toy.requires_grad_(False)
 
 
-def build(method: str, model: str) -> Distiller:
-    kind, config = METHODS[method], METHODS[method].Config(**CASES[method])
+def build(method: str, model: str, **options: Any) -> Distiller:
+    kind, config = METHODS[method], METHODS[method].Config(**CASES[method], **options)
     extras: dict[str, Any] = {"reward": brightness} if "reward" in CASES[method] else {}
     return kind(build_teacher(model), config, roles=sd.Roles(rank=2), **extras)
 
@@ -120,6 +120,26 @@ def test_state_is_restored(method: str, model: str) -> None:
     for turn in trained.turns(0):
         values = [compute(each, turn, batch_of(each)).total.item() for each in (trained, fresh)]
         assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_a_student_is_neither_run_nor_trained_before_its_first_time(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distiller, latest = build(method, "sd", first_time=0.8), [0.0]
+    original = Denoiser.forward
+
+    def forward(self: Denoiser, x_t: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if any(self is student for student in distiller.students().values()):
+            latest.append(t.max().item())
+        return original(self, x_t, t, *args, **kwargs)
+
+    monkeypatch.setattr(Denoiser, "forward", forward)
+    batch = batch_of(distiller)
+    for turn in distiller.turns(0):
+        compute(distiller, turn, batch)
+    assert distiller.sampler().times[0] == pytest.approx(0.8, abs=1e-3)
+    assert 0 < max(latest) <= 0.8 + 1e-3
 
 
 def test_every_method_is_checked() -> None:

@@ -83,7 +83,7 @@ class LCM(GuidedDistiller):
     ) -> None:
         super().__init__(teacher, config, roles=roles, student=student)
         self._check_grid()
-        self.grid = (*teacher.few_step_times(self.config.solver_steps, "ode"), 0.0)
+        self.grid = (*self.student_times(self.config.solver_steps, "ode"), 0.0)
         self.is_flow_map = self.config.segments[-1] == 1
         self.target = target_of(self.student, self.roles) if self.config.target == "ema" else None
 

@@ -118,8 +118,9 @@ class SANASprint(SCM):
     def adversarial_input(self, x0: Latents, rng: RandomStream) -> tuple[Latents, Times]:
         """Freshly noised data, some of it at the maximal time."""
         rng = rng.fork("adversarial")
-        t = self.times(rng.uniform("t"))
-        t = torch.where(rng.uniform("is_max") < self.config.max_time_prob, torch.ones_like(t), t)
+        t = self.times(rng.uniform("t")).clamp(max=self.config.first_time)
+        is_max = rng.uniform("is_max") < self.config.max_time_prob
+        t = t.masked_fill(is_max, self.config.first_time)
         return self.schedule.add_noise(x0, rng.normal("eps", x0.shape[1:]).to(x0), t), t
 
     def turns(self, step: int) -> Sequence[Turn]:

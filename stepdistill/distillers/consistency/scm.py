@@ -90,7 +90,7 @@ class SCM(GuidedDistiller):
 
     def noised(self, x0: Latents, rng: RandomStream) -> tuple[Latents, Times]:
         """Data noised to times of the training law."""
-        t = self.times(rng.uniform("t"))
+        t = self.times(rng.uniform("t")).clamp(max=self.config.first_time)
         return self.schedule.add_noise(x0, rng.normal("eps", x0.shape[1:]).to(x0), t), t
 
     def field(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:

@@ -96,7 +96,7 @@ class TBCM(SCM):
 
     def route(self, rng: RandomStream) -> list[float]:
         """The trajectory's times: noise, then one uniform draw between each two neighbours of the reference grid."""
-        grid = self.teacher.few_step_times(self.config.route_points, "ode")
+        grid = self.student_times(self.config.route_points, "ode")
         grid = [
             float(shift_time(torch.tensor(t, dtype=torch.float64), self.config.route_shift)) for t in grid
         ]

@@ -70,9 +70,8 @@ class DMD(DistributionMatching[DMDConfig]):
         self.train_only("student")
         rng = batch.rng.fork("student")
         noise = torch.cat([rng.normal("noise", batch.shape), batch.pairs.noise])
-        handoff = Handoff(
-            one_step(self.student, noise, Conditioning.cat([batch.cond, batch.pairs.cond])), self.student
-        )
+        cond = Conditioning.cat([batch.cond, batch.pairs.cond])
+        handoff = Handoff(one_step(self.student, noise, cond, self.sampler().times[0]), self.student)
         fresh, paired = handoff.leaf.split([len(batch.cond), len(batch.pairs.noise)])
         batch.samples = fresh.detach()
         terms, logs = self.match(fresh, batch, rng)

@@ -46,14 +46,6 @@ class DistributionMatchingConfig(DistillerConfig):
         default="sde",
         description="the student's steps: x0 then fresh noise (sde), or x0 then the implied noise (ode)",
     )
-    first_time: float = Field(
-        default=1.0,
-        gt=0.0,
-        le=1.0,
-        description="where the student's grid begins; its first step is given pure noise whatever it is told. Below 1, the x0 of "
-        "an eps student is not divided by a vanishing alpha, and the first step's gradient does not drown the others' "
-        "(DMD2's one-step SDXL begins at 0.4)",
-    )
     student_every: int = Field(
         default=5, ge=1, description="critics learn in every iteration, the student in every k-th"
     )
@@ -227,8 +219,5 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
 
     def sampler(self, num_steps: int | None = None) -> StudentSampler:
         """The few-step grid of the stock scheduler that belongs to the rollout kind."""
-        times = self.student.few_step_times(num_steps or self.config.num_steps, self.config.rollout)
-        first = self.config.first_time
-        if first < 1:
-            times = tuple(self.student.nearest_time(first * t) for t in times)
+        times = self.student_times(num_steps or self.config.num_steps, self.config.rollout)
         return StudentSampler(times, self.config.rollout)

@@ -196,5 +196,5 @@ class PSO(Distiller):
 
     def sampler(self, num_steps: int | None = None) -> StudentSampler:
         """The grid that the student already runs on."""
-        times = self.student.few_step_times(num_steps or self.config.num_steps, self.config.rollout)
+        times = self.student_times(num_steps or self.config.num_steps, self.config.rollout)
         return StudentSampler(times, self.config.rollout)
