@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from stepdistill.schedule import per_sample
 from stepdistill.typing import Latents, Times
 
-Differentiation = Literal["jvp", "semi", "finite"]
-"""jvp: forward-mode. semi: forward-mode in x, central difference in t. finite: central difference along the direction."""
+Differentiation = Literal["jvp", "semi", "finite", "backward"]
+"""jvp: forward-mode. semi: forward-mode in x, central difference in t. finite: central difference along the direction.
+backward: difference against the direction, from x - h dx to x."""
 
 Field = Callable[[Latents, Times], Latents]
 
@@ -41,14 +42,14 @@ def directional_derivative(
     tensor([[12.]])
     """
     with torch.autocast(x.device.type, enabled=False):
-        if how == "finite":
-            return _difference(function, x, t, dx, dt, step)
+        if how in ("finite", "backward"):
+            return _difference(function, x, t, dx, dt, step, ahead=step if how == "finite" else 0.0)
         # Fused attention kernels have no forward-mode derivative.
         with sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
             if how == "jvp":
                 return jvp(function, (x, t), (dx, dt))[1]
             in_x = jvp(lambda y: function(y, t), (x,), (dx,))[1]
-        return in_x + _difference(function, x, t, torch.zeros_like(dx), dt, step)
+        return in_x + _difference(function, x, t, torch.zeros_like(dx), dt, step, ahead=step)
 
 
 class _ContiguousNorms(TorchFunctionMode):
@@ -62,10 +63,13 @@ class _ContiguousNorms(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _difference(function: Field, x: Latents, t: Times, dx: Latents, dt: Times, step: float) -> Latents:
-    """Central, one-sided where t + h dt would leave [0, 1]."""
+def _difference(
+    function: Field, x: Latents, t: Times, dx: Latents, dt: Times, behind: float, *, ahead: float
+) -> Latents:
+    """From so far behind to so far ahead, or less far where t would leave [0, 1]; at t = 0, ahead in any case."""
     slope = dt.clamp(min=torch.finfo(dt.dtype).tiny)
-    ahead, behind = ((1 - t) / slope).clamp(max=step), (t / slope).clamp(max=step)
-    later = function(x + per_sample(ahead, x) * dx, t + ahead * dt)
-    earlier = function(x - per_sample(behind, x) * dx, t - behind * dt)
-    return (later - earlier) / per_sample(ahead + behind, x)
+    before, room = (t / slope).clamp(max=behind), (1 - t) / slope
+    after = torch.where(before > 0, room.clamp(max=ahead), room.clamp(max=behind))
+    later = function(x + per_sample(after, x) * dx, t + after * dt)
+    earlier = function(x - per_sample(before, x) * dx, t - before * dt)
+    return (later - earlier) / per_sample(after + before, x)

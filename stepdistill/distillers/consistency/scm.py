@@ -38,11 +38,15 @@ class SCMConfig(GuidedConfig):
 
     tangent: Differentiation = Field(
         default="jvp",
-        description="derivative of the network along the ODE: exact (jvp), exact in x with a difference in t (semi), or a "
-        "difference along the teacher's direction (finite)",
+        description="derivative of the network along the ODE: exact (jvp), exact in x with a difference in t (semi), a "
+        "difference along the teacher's direction (finite), or one towards the data only (backward), which damps what the "
+        "others let grow",
     )
     tangent_step: float = Field(
-        default=5e-4, gt=0, description="step of the differences, in units of log(sigma / alpha)"
+        default=5e-4,
+        gt=0,
+        description="step of the differences, in units of log(sigma / alpha); with a steep time embedding as wide as ten "
+        "training indices (0.03 to 0.1), or they measure what the teacher never learnt, its values between them",
     )
     tangent_warmup_steps: int = Field(
         default=1000, ge=0, description="iterations over which the student's own derivative comes in"
