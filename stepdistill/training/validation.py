@@ -129,9 +129,12 @@ class Validator:
         t = torch.full((count,), TRIPTYCH_TIME, device=student.device)
         x_t = distiller.teacher.schedule.add_noise(student, self._noise("triptych", count), t)
         estimates: dict[str, Tensor] = {"student sample": student}
+        fake_scores = [each for name, each in distiller.networks().items() if name.startswith("fake_score")]
         judges = {
             "teacher's x0": distiller.teacher,
-            "fake score's x0": distiller.networks().get("fake_score"),
+            "fake score's x0": fake_scores[-1]
+            if fake_scores
+            else None,  # where there are several, of the last step
         }
         for name, judge in judges.items():
             if isinstance(judge, Denoiser):

@@ -6,14 +6,21 @@ import pytest
 import torch
 
 import stepdistill as sd
+from stepdistill.conditioning import Conditioning
 from stepdistill.critics.gan import GANConfig
 from stepdistill.data.source import data_from_prompts
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.distribution.dmd2 import DMD2Config
 from stepdistill.errors import UserError
 from stepdistill.losses.score import surrogate_loss
-from stepdistill.rollout import backward_simulation
-from stepdistill.testing import AffineDenoiser, GaussianDenoiser, GaussianTeacher, tiny_pipeline
+from stepdistill.rollout import backward_simulation, sample
+from stepdistill.testing import (
+    AffineDenoiser,
+    GaussianDenoiser,
+    GaussianTeacher,
+    tiny_pipeline,
+    train_toy,
+)
 
 FAMILIES = ["sd", "sd-v", "sdxl", "sd3"]
 
@@ -51,10 +58,10 @@ def test_injected_gradient_is_the_kl_gradient_of_two_gaussians() -> None:
     """E[d surrogate / d bias] is d KL / d bias at one noise level, up to the known weight (sigma^2 / alpha) / alpha."""
     teacher = GaussianTeacher(1.0, 0.5)
     config = DMD2Config(num_steps=1, guidance_scale=1.0, normaliser="none", renoise_lo=0.4, renoise_hi=0.4)
-    distiller = sd.DMD2(teacher, config)
-    distiller.fake_score = GaussianDenoiser(  # the affine student's true law at gain 1, bias 0
+    fake_score = GaussianDenoiser(  # the affine student's true law at gain 1, bias 0
         torch.zeros(1), torch.ones(1), teacher.schedule, prompts=teacher.prompts
     )
+    distiller = sd.DMD2(teacher, config, fake_score=fake_score)
     size = 20_000
     data = data_from_prompts(teacher, ["x"])
     distiller.student_step(data.batch(seed=3, step=0, indices=range(size), size=size)).backward()
@@ -223,6 +230,65 @@ def test_critics_reuse_the_students_samples_of_the_same_iteration() -> None:
     samples = batch.samples
     distiller.critic_step(batch)
     assert batch.samples is samples
+
+
+def test_each_step_has_a_fake_score_that_was_fitted_to_it_ahead_of_the_students_turn() -> None:
+    config = DMD2Config(num_steps=3, student_every=2, fake_score_per_step=True)
+    distiller = sd.DMD2(sd.load_teacher(tiny_pipeline("sd")), config, roles=sd.Roles(rank=2))
+    sampled: list[int] = []
+    original = distiller.exit_step
+    distiller.exit_step = lambda step, rng: sampled.append(original(step, rng)) or sampled[-1]
+    assert len({id(each) for each in distiller.fake_scores}) == 3
+    for step in range(7):
+        batch = batch_of(distiller, step=step)
+        for turn in distiller.turns(step):
+            losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+            losses.backward()
+        trained = [
+            i
+            for i, fake_score in enumerate(distiller.fake_scores)
+            if any(p.grad is not None and p.grad.abs().max() > 0 for p in fake_score.trainable_parameters())
+        ]
+        assert trained == [sampled[-1]]
+        for parameters in distiller.players().values():
+            for parameter in parameters:
+                parameter.grad = None
+    assert sampled == [0, 1, 1, 2, 2, 0, 0]  # the student moves at 0, 2, 4 and 6, each time on another step
+
+
+def test_with_one_step_a_fake_score_per_step_is_the_paper() -> None:
+    losses = []
+    for per_step in (False, True):
+        config = DMD2Config(num_steps=1, fake_score_per_step=per_step)
+        distiller = sd.DMD2(sd.load_teacher(tiny_pipeline("sd")), config, roles=sd.Roles(rank=2))
+        _perturbed(distiller)
+        batch = batch_of(distiller)
+        losses.append([distiller.student_step(batch).total.item(), distiller.critic_step(batch).total.item()])
+    assert losses[0] == losses[1]
+
+
+class _DullFirstStep(AffineDenoiser):
+    """The affine student, but for its first step, which always comes out with a deviation of 0.64."""
+
+    def forward_network(self, x_t: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        return torch.where(
+            t[:, None] > 0.75, (0.64 + 0 * self.gain) * x_t, super().forward_network(x_t, t, cond)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_step", [False, True])
+def test_one_fake_score_matches_the_mixture_of_all_steps(per_step: bool) -> None:
+    """A step that stays at 0.64 makes the last one overshoot, towards sqrt(2 - 0.64^2), unless each has its own fake score."""
+    teacher = GaussianTeacher(torch.zeros(16), 1.0)
+    student = _DullFirstStep((16,), teacher.schedule, prompts=teacher.prompts)
+    config = DMD2Config(num_steps=2, guidance_scale=1.0, student_every=5, fake_score_per_step=per_step)
+    distiller = sd.DMD2(teacher, config, student=student)
+    train_toy(distiller, teacher.encode(["x"]), num_steps=3000, batch_size=64, learning_rate=5e-3)
+    rng = sd.RandomStream(1, 0, tuple(range(500)))
+    noise = rng.normal("noise", (16,))
+    out = sample(student, distiller.sampler(), noise, teacher.encode(["x"]).expand(500), rng)
+    assert abs(out.std().item() - 1) < 0.05 if per_step else out.std().item() > 1.1
 
 
 def test_gan_without_images_says_what_to_set() -> None:

@@ -31,6 +31,16 @@ class DMD2Config(DistributionMatchingConfig):
     """Options of DMD2."""
 
     gan: GANConfig = Field(default=GANConfig(), description="the adversarial part; off by default")
+    fake_score_per_step: bool = Field(
+        default=False,
+        description="a fake score for each step of the student; with one for all, as in the paper, only the mixture of their "
+        "samples is matched, and the last step, which is what is seen, has more contrast than the teacher",
+    )
+
+    @property
+    def num_fake_scores(self) -> int:
+        """One, or one for each step."""
+        return self.num_steps if self.fake_score_per_step else 1
 
 
 class DMD2(DistributionMatching[DMD2Config]):
@@ -70,6 +80,18 @@ class DMD2(DistributionMatching[DMD2Config]):
             raise UserError("the GAN needs real latents: set data.images, or method.gan.student_weight=0")
         gan_terms, gan_logs = self.gan.critic_losses(x0, batch.cond, batch.latents, batch.latents_cond, rng)
         return terms | gan_terms, logs | gan_logs
+
+    def exit_step(self, step: int, rng: RandomStream) -> int:
+        """At random; with a fake score for each step in turn, so that each is fitted ahead of its own student turn."""
+        return self.step_at(step) if self.config.fake_score_per_step else super().exit_step(step, rng)
+
+    def step_at(self, step: int) -> int:
+        """The student's step at turn: another one after each student turn."""
+        return -(-step // self.config.student_every) % self.config.num_steps
+
+    def fake_score_at(self, step: int) -> Denoiser:
+        """The fake score of this iteration's samples."""
+        return self.fake_scores[self.step_at(step)] if self.config.fake_score_per_step else self.fake_score
 
     def weights(self) -> dict[str, float]:
         """The factor of each loss term."""

@@ -84,7 +84,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         config: the method's own `Config`.
         roles: how student and fake score are made from the teacher.
         student: a ready student.
-        fake_score: a ready fake score.
+        fake_score: a ready fake score, the first where there are several.
     """
 
     requires = Requirements(critic=True)
@@ -101,10 +101,17 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         fake_score: Denoiser | None = None,
     ) -> None:
         super().__init__(teacher, config, roles=roles, student=student)
-        self.fake_score = fake_score if fake_score is not None else teacher.role("fake_score", self.roles)
+        given = [] if fake_score is None else [fake_score]
+        wanted = range(self.config.num_fake_scores - len(given))
+        self.fake_scores = [*given, *(teacher.role("fake_score", self.roles) for _ in wanted)]
         self.times = Shifted(
             Uniform(self.config.renoise_lo, self.config.renoise_hi), self.config.renoise_shift
         )
+
+    @property
+    def fake_score(self) -> Denoiser:
+        """The fake score; the first where there are several."""
+        return self.fake_scores[0]
 
     def student_step(self, batch: Batch) -> Losses:
         """What the student's samples are pulled by; the gradient reaches the student through them alone."""
@@ -162,11 +169,14 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
 
     def sample_student(self, batch: Batch, rng: RandomStream) -> Latents:
         """A student sample with the graph of one random step of its rollout (DMD2 section 4.5)."""
-        sampler = self.sampler()
-        exit_step = rng.shared_integer("exit_step", len(sampler.times))
+        sampler, exit_step = self.sampler(), self.exit_step(batch.step, rng)
         noise = rng.normal("noise", batch.shape)
         rollout = backward_simulation(self.student, sampler, noise, batch.cond, rng, exit_step=exit_step)
         return rollout.x0
+
+    def exit_step(self, step: int, rng: RandomStream) -> int:
+        """The step of the rollout that this iteration's samples come from."""
+        return rng.shared_integer("exit_step", self.config.num_steps)
 
     def renoise(self, x0: Latents, rng: RandomStream) -> tuple[Latents, Times]:
         """Noise student samples to the time at which the scores are compared."""
@@ -198,7 +208,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         return self.student
 
     def fake_score_at(self, step: int) -> Denoiser:
-        """The fake score of that network's samples."""
+        """The fake score of this iteration's samples."""
         return self.fake_score
 
     def weights(self) -> dict[str, float]:
@@ -210,14 +220,20 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         return ("student", "critic") if step % self.config.student_every == 0 else ("critic",)
 
     def networks(self) -> dict[str, nn.Module]:
-        """Student and fake score."""
-        return super().networks() | {"fake_score": self.fake_score}
+        """Student and fake scores; those not at turn get no gradient."""
+        return {**super().networks(), **numbered("fake_score", self.fake_scores)}
 
     def players(self) -> dict[Turn, list[nn.Parameter]]:
         """The student's parameters, and the critics' under one optimiser."""
-        return {**super().players(), "critic": self.fake_score.trainable_parameters()}
+        critics = [p for each in self.fake_scores for p in each.trainable_parameters()]
+        return {**super().players(), "critic": critics}
 
     def sampler(self, num_steps: int | None = None) -> StudentSampler:
         """The few-step grid of the stock scheduler that belongs to the rollout kind."""
         times = self.student_times(num_steps or self.config.num_steps, self.config.rollout)
         return StudentSampler(times, self.config.rollout)
+
+
+def numbered(name: str, networks: Sequence[Denoiser]) -> dict[str, Denoiser]:
+    """Networks of one kind by name: the first has the bare one."""
+    return {name if i == 0 else f"{name}_{i + 1}": network for i, network in enumerate(networks)}

@@ -19,12 +19,15 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
-from stepdistill.distillers.base import Batch, Turn
-from stepdistill.distillers.distribution.matching import DistributionMatching, DistributionMatchingConfig
+from stepdistill.distillers.base import Batch
+from stepdistill.distillers.distribution.matching import (
+    DistributionMatching,
+    DistributionMatchingConfig,
+    numbered,
+)
 from stepdistill.errors import UserError
 from stepdistill.prediction import Prediction, conditional_target
 from stepdistill.rng import RandomStream
@@ -80,10 +83,6 @@ class PhasedDMD(DistributionMatching[PhasedDMDConfig]):
                 f"{num_steps} steps do not split into {count} phases; make method.num_steps a multiple of num_phases"
             )
         self.experts = [self.student, *(teacher.role("student", self.roles) for _ in range(count - 1))]
-        self.fake_scores = [
-            self.fake_score,
-            *(teacher.role("fake_score", self.roles) for _ in range(count - 1)),
-        ]
         self.phase_length = num_steps // count
         inner = self.sampler().times[self.phase_length :: self.phase_length]
         self.edges = (*inner, 0.0)  # where each phase ends
@@ -158,18 +157,4 @@ class PhasedDMD(DistributionMatching[PhasedDMDConfig]):
 
     def students(self) -> dict[str, Denoiser]:
         """The experts, first to last."""
-        return _numbered("student", self.experts)
-
-    def networks(self) -> dict[str, nn.Module]:
-        """Experts and fake scores."""
-        return {**self.students(), **_numbered("fake_score", self.fake_scores)}
-
-    def players(self) -> dict[Turn, list[nn.Parameter]]:
-        """The parameters of all phases; those of other phases than the one at turn get no gradient."""
-        players = super().players()
-        players["critic"] = [p for each in self.fake_scores for p in each.trainable_parameters()]
-        return players
-
-
-def _numbered(name: str, networks: list[Denoiser]) -> dict[str, Denoiser]:
-    return {name if i == 0 else f"{name}_{i + 1}": network for i, network in enumerate(networks)}
+        return numbered("student", self.experts)
