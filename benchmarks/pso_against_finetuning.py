@@ -56,8 +56,9 @@ class FineTuning(sd.PSO):
 def methods(args: argparse.Namespace) -> dict[str, tuple[type[sd.PSO], PSOConfig]]:
     """What is compared, by name."""
     shared: dict[str, Any] = {"num_steps": args.steps, "first_time": args.first_time}
-    online = PSOConfig(**shared, mode="online", reward=RewardConfig(name=REWARD), beta=args.beta)
-    offline = PSOConfig(**shared, mode="offline", beta=args.offline_beta)
+    reward = RewardConfig(name=REWARD)
+    online = PSOConfig(**shared, mode="online", reward=reward, beta=args.beta, shared_start=True)
+    offline = PSOConfig(**shared, mode="offline", beta=args.offline_beta, negative_weight=1.0)
     return {
         "PSO, reward": (sd.PSO, online),
         "PSO, real scenes": (sd.PSO, offline),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.distillers.base import Batch, Distiller
+from stepdistill.distillers.preference import pso
 from stepdistill.distillers.preference.pso import PSOConfig
 from stepdistill.errors import UserError
 from stepdistill.losses.preference import clip_log_ratio, logistic_preference
-from stepdistill.rollout import sample
+from stepdistill.rollout import markov_rollout, sample
 from stepdistill.schedule import FlowSchedule
 from stepdistill.testing import BulkStream, GaussianTeacher, tiny_pipeline
 from stepdistill.transitions import Transition, log_ratio
@@ -219,6 +221,24 @@ def test_offline_learning_prefers_its_winners() -> None:
         optimizer.step()
         values.append(losses.terms["preference"].item())
     assert values[-1] < 0.6 * values[0]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_trajectories_may_share_their_start(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Tensor] = []
+    ends: list[Tensor] = []
+
+    def recorded(*args: Any, **kwargs: Any) -> tuple[list[Tensor], Tensor]:
+        states, x0 = markov_rollout(*args, **kwargs)
+        starts.append(states[0])
+        ends.append(states[1])
+        return states, x0
+
+    monkeypatch.setattr(pso, "markov_rollout", recorded)
+    distiller = tiny(shared_start=shared)
+    distiller.student_step(batch_of(distiller))
+    assert torch.equal(*starts) == shared
+    assert not torch.equal(*ends)
 
 
 def test_ties_give_no_gradient() -> None:

@@ -9,7 +9,8 @@ that of a sample.
 Diffusion-DPO (https://arxiv.org/abs/2311.12908) on the student's grid is `mode` offline, `negative_weight` 1, `prior_weight` 0,
 `error_weight` snr (errors of eps) and half its beta.
 Deviations from the released code: one random transition per iteration on fresh trajectories, instead of all of them in turn on kept
-ones; noise is drawn per sample; losers are drawn anew for each batch. The default reduction is the released one, a mean over
+ones; noise is drawn per sample; losers are drawn anew for each batch; two trajectories may share their start (`shared_start`), which
+takes the luck of the start out of their rewards. The default reduction is the released one, a mean over
 elements; a sum makes beta the one of the formulae.
 The file is longer than others as it holds two losses, of trajectories and of images, with their options in common.
 """
@@ -56,6 +57,11 @@ class PSOConfig(DistillerConfig):
         default=None,
         description="online: what ranks the images: a scorer ('emoji_clip', 'hps/v2.1', 'pickscore', ...), alone or as "
         "{name: ..., weights: ...}, or package.module:function",
+    )
+    shared_start: bool = Field(
+        default=False,
+        description="online: both trajectories of a prompt start from the same noise, so that their rewards differ by the "
+        "transitions alone, which are what is learnt",
     )
     beta: float = Field(
         default=50.0, gt=0.0, description="how sharply the margin counts, given the reduction"
@@ -120,9 +126,10 @@ class PSO(Distiller):
         """-log sigmoid(beta (log c_winner - log c_loser)) of two trajectories' clipped ratios at one random transition."""
         config, rng, times = self.config, batch.rng.fork("student"), self.sampler().times
         step = rng.shared_integer("transition", len(times) - 1)
-        pairs, rewards = [], []
-        for stream in (rng.fork("first"), rng.fork("second")):
-            noise = stream.normal("noise", batch.shape)
+        pairs, rewards, streams = [], [], (rng.fork("first"), rng.fork("second"))
+        for stream in streams:
+            start = streams[0] if config.shared_start else stream
+            noise = start.normal("noise", batch.shape)
             states, x0 = markov_rollout(self.student, times, noise, batch.cond, stream, config.kernel)
             pairs.append(torch.stack(states[step : step + 2]))
             rewards.append(self.rate(x0, batch))
