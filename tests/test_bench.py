@@ -14,7 +14,7 @@ from stepdistill import bench, cli
 from stepdistill.bench import PACE_STEPS, QUICK, BenchBudget, run_bench
 from stepdistill.errors import UserError
 from stepdistill.guidance import Guidance
-from stepdistill.metrics.leaderboard import Entry, lines, write_leaderboard
+from stepdistill.metrics.leaderboard import Entry, lines, summary, write_leaderboard
 from stepdistill.metrics.measurements import Row
 from stepdistill.schedule import FlowSchedule
 from stepdistill.testing.prompts import ComponentPrompts
@@ -146,3 +146,25 @@ def test_passes_are_counted_per_sample_and_only_within_the_block() -> None:
     other = CostMeter([])
     other.load_state(meter.state())
     assert other.record()["network_passes"] == 9
+
+
+def test_the_summary_has_a_line_for_each_recipe_and_a_column_for_each_number_of_steps() -> None:
+    entries = [
+        Entry(
+            "ours",
+            "dmd2",
+            "folder",
+            tuple([*rows(2, 5.0), Row("student", steps=4, frechet_distance=4.0)]),
+            COST,
+        )
+    ]
+    entries.append(Entry("theirs", "lcm", "folder", tuple(rows(1, 9.0)), COST))
+    table = summary(entries).splitlines()
+    assert table[0] == "|  | 1 step | 2 steps | 4 steps | 50 steps |"
+    assert [line.split(" | ")[0] for line in table[2:5]] == [
+        "| teacher, best stock sampler",
+        "| ours",
+        "| theirs",
+    ]
+    assert table[3] == "| ours |  | 5.0 / 50 % / - | 4.0 / - / - |  |"
+    assert table[-1].endswith("Real pictures: 1.5 / - / -.")

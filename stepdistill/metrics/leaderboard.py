@@ -29,6 +29,7 @@ TITLES = (
     "Memory",
 )
 """Columns of the table."""
+REAL = "real pictures"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> Non
     }
     document = {"schema": 1, "title": title, "entries": [asdict(entry) for entry in entries]}
     (out / "leaderboard.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    parts = [f"## {teacher}\n\n{markdown(group)}" for teacher, group in groups.items()]
+    parts = [f"## {teacher}\n\n{summary(group)}\n\n{markdown(group)}" for teacher, group in groups.items()]
     (out / "leaderboard.md").write_text(f"# {title}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = (files("stepdistill.metrics") / "templates/leaderboard.html.j2").read_text(encoding="utf-8")
@@ -106,7 +107,7 @@ def reference_name(row: Row) -> str:
     'teacher, guidance 2, DDIM trailing'
     """
     if row.model == "floor":
-        return "real pictures"
+        return REAL
     guidance = "" if row.guidance_scale is None else f", guidance {row.guidance_scale:g}"
     return f"{row.model}{guidance}" + (f", {row.sampler}" if row.sampler else "")
 
@@ -127,6 +128,46 @@ def markdown(entries: Sequence[Entry]) -> str:
     """The table as Markdown."""
     body = ["| " + " | ".join(line["cells"]) + " |" for line in lines(entries)]
     return "\n".join(["| " + " | ".join(TITLES) + " |", "|---|" + "---:|" * (len(TITLES) - 1), *body])
+
+
+def summary(entries: Sequence[Entry]) -> str:
+    """A line for each recipe and a column for each number of steps: distance, right prompts, coverage. As Markdown."""
+    lines: dict[str, dict[int | None, Row]] = {}
+    for entry in entries:
+        for name, rows in ((entry.name, entry.students), ("", entry.others)):
+            for row in rows:
+                title = name or (REAL if row.model == "floor" else "teacher, best stock sampler")
+                lines.setdefault(title, {})[row.steps] = row
+    numbers = sorted({steps for cells in lines.values() for steps in cells if steps is not None})
+    best = {title: min(cells.values(), key=_distance) for title, cells in lines.items()}
+    body = [
+        [title, *("" if steps not in cells else short(cells[steps]) for steps in numbers)]
+        for title, cells in sorted(lines.items(), key=lambda line: _distance(best[line[0]]))
+        if title != REAL
+    ]
+    head = ["", *(f"{steps} step" + "s" * (steps > 1) for steps in numbers)]
+    table = [head, ["---"] * len(head), *body]
+    note = "Frechet distance / prompt accuracy / coverage."
+    if REAL in lines:
+        note += f" Real pictures: {short(lines[REAL][None])}."
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in table] + ["", note])
+
+
+def short(row: Row) -> str:
+    """Distance, right prompts and coverage in one cell.
+
+    >>> short(Row("student", frechet_distance=14.52, prompt_accuracy=0.404, coverage=0.523))
+    '14.5 / 40 % / 52 %'
+    """
+    forms = (("frechet_distance", "{:.1f}"), ("prompt_accuracy", "{:.0%}"), ("coverage", "{:.0%}"))
+    values = ((form, getattr(row, key)) for key, form in forms)
+    return " / ".join(
+        "-" if value is None else form.format(value).replace("%", " %") for form, value in values
+    )
+
+
+def _distance(row: Row) -> float:
+    return float("inf") if row.frechet_distance is None else row.frechet_distance
 
 
 def quality_figure(entries: Sequence[Entry]) -> str:
