@@ -154,7 +154,7 @@ def test_the_summary_has_a_line_for_each_recipe_and_a_column_for_each_number_of_
             "ours",
             "dmd2",
             "folder",
-            tuple([*rows(2, 5.0), Row("student", steps=4, frechet_distance=4.0)]),
+            (*rows(2, 5.0), Row("student", steps=4, frechet_distance=4.0)),
             COST,
         )
     ]
