@@ -62,10 +62,11 @@ class Validator:
         student = self.student_latents(self.cond, "grid")
         teacher = self.distiller.teacher
         num_steps = len(self.distiller.sampler().times)
+        few_steps = "1 step" if num_steps == 1 else f"{num_steps} steps"
         rows = {
             f"teacher, {self.config.teacher_steps} steps": teacher.decode(full),
-            f"teacher, {num_steps} steps": teacher.decode(few),
-            f"student, {num_steps} steps": teacher.decode(student),
+            f"teacher, {few_steps}": teacher.decode(few),
+            f"student, {few_steps}": teacher.decode(student),
         }
         grid(rows, self.prompts).save(self.folder / f"step_{step:06d}.png")
         self.draw_triptych(step, student)
