@@ -69,7 +69,7 @@ class LCM(GuidedDistiller):
 
     paper = "https://arxiv.org/abs/2310.04378"
     requires = Requirements(latents=True)
-    status = "toy"
+    status = "verified"
     Config = LCMConfig
     config: LCMConfig
 

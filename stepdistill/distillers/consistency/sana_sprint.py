@@ -62,7 +62,7 @@ class SANASprint(SCM):
 
     paper = "https://arxiv.org/abs/2503.09641"
     requires = Requirements(latents=True, critic=True)
-    status = "toy"
+    status = "verified"
     Config = SANASprintConfig
     config: SANASprintConfig
 

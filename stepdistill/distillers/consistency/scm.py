@@ -62,7 +62,7 @@ class SCM(GuidedDistiller):
 
     paper = "https://arxiv.org/abs/2410.11081"
     requires = Requirements(latents=True)
-    status = "toy"
+    status = "verified"
     is_flow_map = True
     Config = SCMConfig
 

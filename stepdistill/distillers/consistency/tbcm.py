@@ -62,7 +62,7 @@ class TBCM(SCM):
 
     paper = "https://arxiv.org/abs/2511.20410"
     requires = Requirements()
-    status = "toy"
+    status = "verified"
     Config = TBCMConfig
     config: TBCMConfig
 
