@@ -46,7 +46,7 @@ class DMD(DistributionMatching[DMDConfig]):
 
     paper = "https://arxiv.org/abs/2311.18828"
     requires = Requirements(critic=True, pairs=True)
-    status = "toy"
+    status = "verified"
     Config = DMDConfig
 
     def __init__(

@@ -64,7 +64,7 @@ class PhasedDMD(DistributionMatching[PhasedDMDConfig]):
     """Distribution matching in phases, one expert each."""
 
     paper = "https://arxiv.org/abs/2510.27684"
-    status = "toy"
+    status = "verified"
     Config = PhasedDMDConfig
 
     def __init__(
