@@ -84,7 +84,7 @@ class SwiftBrush(DistributionMatching[SwiftBrushConfig]):
     """
 
     paper = "https://arxiv.org/abs/2312.05239"
-    status = "toy"
+    status = "verified"
     Config = SwiftBrushConfig
 
     def __init__(
