@@ -6,9 +6,9 @@ A distiller is a plain object. It owns networks and never optimisers, devices, p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,9 +21,6 @@ from stepdistill.errors import UserError
 from stepdistill.rng import RandomStream
 from stepdistill.sampler import SamplerKind, StudentSampler
 from stepdistill.typing import Latents, Times
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Turn = Literal["student", "critic"]
 
@@ -175,15 +172,14 @@ class DistillerConfig(BaseModel):
     guidance_scale: float = Field(
         default=4.0,
         ge=0.0,
-        description="the teacher's guidance while training: uncond + s (cond - uncond); 1.0 is off",
+        description="the teacher's scale s in training: uncond + s (cond - uncond); 1 is off",
     )
     first_time: float = Field(
         default=1.0,
         gt=0.0,
         le=1.0,
-        description="where the student's grid begins; its first step is given pure noise whatever it is told. Below 1, the x0 of "
-        "an eps student is not divided by a vanishing alpha, and the first step's gradient does not drown the others' "
-        "(DMD2's one-step SDXL begins at 0.4)",
+        description="where the student's grid begins, with pure noise; below 1, the x0 of an eps student is not divided by a "
+        "vanishing alpha, which lets its first step's gradient drown the others' (DMD2's one-step SDXL: 0.4)",
     )
 
     @property

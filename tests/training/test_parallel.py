@@ -86,7 +86,7 @@ def build(run_dir: Path, **options: object) -> Trainer:
     config = PhasedDMDConfig(num_steps=2, student_every=1)
     settings = {
         "max_train_steps": 4, "learning_rate": 1e-3, "adam_beta1": 0.9, "ema_decay": 0.0,
-        "output_dir": str(run_dir), "device": "cpu", "log_every": 1,
+        "output_dir": str(run_dir), "device": "cpu", "log_every": 1, "mixed_precision": "no",
     }  # fmt: skip
     distiller = PhasedDMD(teacher, config, roles=sd.Roles(rank=2))
     return Trainer(distiller, TrainConfig.model_validate(settings | options), PROMPTS)
