@@ -170,16 +170,13 @@ class DistillerConfig(BaseModel):
 
     num_steps: int = Field(default=4, ge=1, le=8, description="network calls of the student per image")
     guidance_scale: float = Field(
-        default=4.0,
-        ge=0.0,
-        description="the teacher's scale s in training: uncond + s (cond - uncond); 1 is off",
+        default=4.0, ge=0.0, description="the teacher's, in training: uncond + s (cond - uncond); 1.0 is off"
     )
     first_time: float = Field(
         default=1.0,
         gt=0.0,
         le=1.0,
-        description="where the student's grid begins, with pure noise; below 1, the x0 of an eps student is not divided by a "
-        "vanishing alpha, which lets its first step's gradient drown the others' (DMD2's one-step SDXL: 0.4)",
+        description="where the student's grid begins, with pure noise; below 1, no x0 of an eps student is divided by nearly 0",
     )
 
     @property
