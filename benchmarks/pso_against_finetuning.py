@@ -57,8 +57,10 @@ def methods(args: argparse.Namespace) -> dict[str, tuple[type[sd.PSO], PSOConfig
     """What is compared, by name."""
     shared: dict[str, Any] = {"num_steps": args.steps, "first_time": args.first_time}
     reward = RewardConfig(name=REWARD)
-    online = PSOConfig(**shared, mode="online", reward=reward, beta=args.beta, shared_start=True)
-    offline = PSOConfig(**shared, mode="offline", beta=args.offline_beta, negative_weight=1.0)
+    online = PSOConfig(**shared, mode="online", reward=reward, beta=args.beta, shared_start=args.shared_start)
+    offline = PSOConfig(
+        **shared, mode="offline", beta=args.offline_beta, negative_weight=args.negative_weight
+    )
     return {
         "PSO, reward": (sd.PSO, online),
         "PSO, real scenes": (sd.PSO, offline),
@@ -145,6 +147,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--captions", type=int, default=1000, help="pictures of each row")
     parser.add_argument("--beta", type=float, default=50.0, help="of PSO with a reward")
     parser.add_argument("--offline-beta", type=float, default=5.0, help="of PSO on real scenes")
+    parser.add_argument("--negative-weight", type=float, default=0.1, help="of the loser on real scenes")
+    parser.add_argument("--shared-start", action="store_true", help="both trajectories from one noise")
     parser.add_argument("--only", nargs="*", help="names of rows, instead of all")
     parser.add_argument("--out", type=Path, default=Path("runs/pso"))
     return parser.parse_args()

@@ -184,7 +184,8 @@ def quality_figure(entries: Sequence[Entry]) -> str:
         for order, (name, points) in enumerate(sorted(series.items())):
             steps, values = zip(*sorted(points), strict=True)
             colour = FAINT if name == "teacher" else CYCLE[order % len(CYCLE)]
-            axes.plot(steps, values, color=colour, marker="o", markersize=4, label=name)
+            dashes = "-" if order < len(CYCLE) else "--"  # the colours come again
+            axes.plot(steps, values, dashes, color=colour, marker="o", markersize=4, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
         ticks = sorted({steps for points in series.values() for steps, _ in points})
