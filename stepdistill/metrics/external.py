@@ -3,7 +3,7 @@
 HPSv3 needs it, whose package pins an older transformers; so may any other scorer. The command is called as
 `COMMAND... MANIFEST SCORES`, once for a whole set of pictures. Both files are JSON lines:
 
-    {"index": 0, "image": "/tmp/x/00000.png", "prompt": "a cat"}        the manifest, written here
+    {"index": 0, "image": "pictures/00000.png", "prompt": "a cat"}        the manifest, written here
     {"index": 0, "score": 7.25}                                         the scores, in any order, written by the command
 """
 
