@@ -32,7 +32,8 @@ DIFFERENCES = """
 What each side does (the student's network calls, the noise levels, the head's size and the optimiser's settings are the same):
   ours  The training loop is the product's: drawing the batch, both losses, clipping every player, the finite check, the optimiser
         and the logged sums. The critic turn that follows a student turn learns on that turn's samples instead of drawing its own.
-        Teacher with guidance: one call on the doubled batch. GAN: features at a time of their own, up to the tapped block only.
+        Teacher with guidance: one call on the doubled batch. GAN: of samples, the features of the fake score's own pass, without
+        a gradient into it; of real latents, a pass up to the tapped block (--features teacher: as the peer, but up to that block).
         The head has the same number of parameters, most of them behind its average over the tokens.
   peer  Its model's training step, backward, gradient clipping callback (NaN scan, student only), optimisers and schedulers, as its
         trainer calls them; a fixed batch; the callbacks that need a GPU or a network (statistics, wandb) are left out. Every critic
@@ -53,6 +54,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--roles", choices=["full", "shared"], default="full", help="ours: copies, or LoRA on one backbone"
     )
+    parser.add_argument(
+        "--features", choices=["fake_score", "teacher"], default="fake_score",
+        help="ours: network whose features the heads judge; the teacher's, as the peer has them, need a call of their own",
+    )  # fmt: skip
     parser.add_argument("--rank", type=int, default=64, help="ours: of the adapters")
     parser.add_argument(
         "--head-width", type=int, default=606, help="ours: 606 has the peer's number of parameters"

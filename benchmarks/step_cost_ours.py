@@ -63,7 +63,9 @@ def build(options: argparse.Namespace) -> Callable[[], None]:
     teacher = Network()
     method = DMD2Config(
         num_steps=options.num_steps, guidance_scale=GUIDANCE, student_every=CRITIC_TURNS, rollout="ode",
-        gan=GANConfig(student_weight=0.03 if options.gan else 0.0, features="teacher", width=options.head_width),
+        gan=GANConfig(
+            student_weight=0.03 if options.gan else 0.0, features=options.features, train_backbone=False, width=options.head_width,
+        ),
     )  # fmt: skip
     folder = tempfile.mkdtemp()
     train = TrainConfig(

@@ -6,6 +6,7 @@ judged by small heads under their own prompts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ from stepdistill.losses.adversarial import (
 )
 from stepdistill.rng import RandomStream
 from stepdistill.times import TimeLaw, Uniform
-from stepdistill.typing import Latents
+from stepdistill.typing import Latents, Times
 
 
 class GANConfig(BaseModel):
@@ -39,6 +40,11 @@ class GANConfig(BaseModel):
     features: Literal["fake_score", "teacher"] = Field(
         default="fake_score",
         description="network whose features the heads judge; the paper uses the fake score",
+    )
+    train_backbone: bool = Field(
+        default=True,
+        description="the discriminator's loss trains the fake score along with the heads, as in the paper; false spares "
+        "the backward pass of the real half",
     )
     layers: tuple[str, ...] | None = Field(
         default=None, description="modules to tap; default: what the family names"
@@ -57,12 +63,10 @@ DISCRIMINATORS = {"non_saturating": non_saturating_discriminator, "hinge": hinge
 
 
 class LatentGAN(nn.Module):
-    """Discriminator heads on the features of `backbone`.
-
-    The backbone is not a submodule: its parameters belong to whoever owns it.
+    """Discriminator heads on the features of a diffusion network, the backbone, which is not part of this module.
 
     Args:
-        backbone: the network whose features are judged.
+        backbone: a network whose features have the shapes that will be judged.
         config: weights, loss, layers and heads.
         times: law of the times at which latents are judged; default: uniform.
     """
@@ -71,52 +75,50 @@ class LatentGAN(nn.Module):
         super().__init__()
         self.config = config
         self.times = times or Uniform()
-        self._backbone = (backbone,)
         with torch.no_grad():
             like = next(backbone.parameters())
             x_t = torch.zeros(1, *backbone.latent_shape(), device=like.device, dtype=like.dtype)
-            features = self.tap(x_t, torch.full((1,), 0.5, device=like.device), backbone.uncond(1))
+            t = torch.full((1,), 0.5, device=like.device)
+            features = backbone.features(x_t, t, backbone.uncond(1), layers=config.layers)
         self.heads = DiscriminatorHeads([feature.shape[1:] for feature in features], width=config.width)
         self.heads.to(like.device)
 
-    def tap(self, x_t: Latents, t: Tensor, cond: Conditioning) -> list[Tensor]:
-        """The backbone's features of noised latents."""
-        return self._backbone[0].features(x_t, t, cond, layers=self.config.layers)
-
-    def features(self, x0: Latents, cond: Conditioning, rng: RandomStream) -> list[Tensor]:
-        """Noise latents at times of the law and tap the backbone."""
-        t = self.times(rng.uniform("t"))
-        eps = rng.normal("eps", x0.shape[1:]).to(x0)
-        return self.tap(self._backbone[0].schedule.add_noise(x0, eps, t), t, cond)
-
-    def student_loss(self, x0: Latents, cond: Conditioning, rng: RandomStream) -> Tensor:
+    def student_loss(self, backbone: Denoiser, x0: Latents, cond: Conditioning, rng: RandomStream) -> Tensor:
         """The generator's loss; the gradient flows through the backbone into x0."""
-        return GENERATORS[self.config.loss](self.heads(self.features(x0, cond, rng.fork("gan"))))
+        x_t, t = self.noised(backbone, x0, rng.fork("gan"))
+        return GENERATORS[self.config.loss](
+            self.heads(backbone.features(x_t, t, cond, layers=self.config.layers))
+        )
+
+    def features(
+        self, backbone: Denoiser, x0: Sequence[Latents], cond: Sequence[Conditioning], rng: RandomStream
+    ) -> list[list[Tensor]]:
+        """What the critics' turn judges: the features of each batch of latents, all in one call of the backbone."""
+        names = ("gan_real", "gan_fake")[: len(x0)]
+        noised = [self.noised(backbone, each, rng.fork(name)) for each, name in zip(x0, names, strict=True)]
+        x_t, t = (torch.cat(parts) for parts in zip(*noised, strict=True))
+        with torch.set_grad_enabled(self.config.train_backbone and torch.is_grad_enabled()):
+            features = backbone.features(x_t, t, Conditioning.cat(list(cond)), layers=self.config.layers)
+        return [list(parts) for parts in zip(*(f.chunk(len(x0)) for f in features), strict=True)]
+
+    def noised(self, backbone: Denoiser, x0: Latents, rng: RandomStream) -> tuple[Latents, Times]:
+        """Latents at times of the law, and these times."""
+        t, eps = self.times(rng.uniform("t")), rng.normal("eps", x0.shape[1:])
+        return backbone.schedule.add_noise(x0, eps.to(x0), t), t
 
     def critic_losses(
-        self,
-        fake: Latents,
-        fake_cond: Conditioning,
-        real: Latents,
-        real_cond: Conditioning,
-        rng: RandomStream,
+        self, real: Sequence[Tensor], fake: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The discriminator's terms, and the logits to log.
-
-        Real and fake go through the backbone in one call; each has its own time and noise.
-        """
-        schedule, n = self._backbone[0].schedule, fake.shape[0]
-        streams = (rng.fork("gan_fake"), rng.fork("gan_real"))
-        t = self.times(torch.cat([stream.uniform("t") for stream in streams]))
-        eps = torch.cat([stream.normal("eps", fake.shape[1:]) for stream in streams]).to(fake)
-        x_t = schedule.add_noise(torch.cat([fake, real.to(fake)]), eps, t)
-        features = self.tap(x_t, t, Conditioning.cat([fake_cond, real_cond]))
-        logits = self.heads(features)
-        terms = {"gan_critic": DISCRIMINATORS[self.config.loss](logits[n:], logits[:n])}
+        """The discriminator's terms on the features of both sides, and the logits to log."""
+        if not self.config.train_backbone:
+            fake = [feature.detach() for feature in fake]
+        sides = [torch.cat(pair) for pair in zip(real, fake, strict=True)]
+        real_logits, fake_logits = self.heads(sides).split([len(real[0]), len(fake[0])])
+        terms = {"gan_critic": DISCRIMINATORS[self.config.loss](real_logits, fake_logits)}
         if self.config.r1_weight > 0:
-            leaves = [feature[n:].detach().requires_grad_() for feature in features]
+            leaves = [feature.detach().requires_grad_() for feature in real]
             terms["r1"] = r1_penalty(self.heads(leaves), leaves)
-        return terms, {"gan_fake": logits[:n].detach().mean(), "gan_real": logits[n:].detach().mean()}
+        return terms, {"gan_fake": fake_logits.detach().mean(), "gan_real": real_logits.detach().mean()}
 
     def weights(self) -> dict[str, float]:
         """The factor of each adversarial term."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.denoisers.features import tap
+from stepdistill.denoisers.features import listen, tap
 from stepdistill.denoisers.roles import (
     Roles,
     adapter_tensors,
@@ -101,11 +102,19 @@ class Denoiser(nn.Module):
     ) -> list[Tensor]:
         """Activations of `layers`: (B, N, C) image tokens or (B, C, H, W) maps; what follows them is not run."""
         self.activate()
-        cond = cond.expand(len(x_t))
+        cond, names = cond.expand(len(x_t)), self.layers_to_tap(layers)
+        return tap(self.network, names, lambda: self.forward_network(x_t, t, cond), self.select)
+
+    def overheard(self, layers: Sequence[str] | None = None) -> AbstractContextManager[list[Tensor]]:
+        """What `features` gives, taken from the one call of this network within the block; filled when the block ends."""
+        return listen(self.network, self.layers_to_tap(layers), self.select)
+
+    def layers_to_tap(self, layers: Sequence[str] | None) -> tuple[str, ...]:
+        """These layers, or those that the family names."""
         names = tuple(self.feature_layers if layers is None else layers)
         if not names:
             raise ValueError(f"{type(self).__name__} names no feature_layers; pass layers=[...]")
-        return tap(self.network, names, lambda: self.forward_network(x_t, t, cond), self.select)
+        return names
 
     def select(self, output: Any) -> Tensor:
         """The image part of a tapped module's output."""

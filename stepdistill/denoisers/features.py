@@ -1,9 +1,10 @@
-"""Intermediate activations of a network by forward hooks, with an early stop after the last one that is wanted."""
+"""Intermediate activations of a network by forward hooks: of a call of its own that ends early, or overheard in another's call."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,25 +27,51 @@ def tap(
     >>> [tuple(f.shape) for f in tap(network, ["1", "0"], lambda: network(torch.zeros(7, 2)), lambda out: out)]
     [(7, 4), (7, 3)]
     """
+    with listen(network, layers, select, stop=True) as features:
+        try:
+            run()
+        except _LastTap as signal:
+            # A block under gradient checkpointing is left from inside its context; clearing the frames closes it now.
+            traceback.clear_frames(signal.__traceback__)
+    return features
+
+
+@contextmanager
+def listen(
+    network: nn.Module, layers: Sequence[str], select: Callable[[Any], Tensor], *, stop: bool = False
+) -> Iterator[list[Tensor]]:
+    """Overhear the named submodules in the one call of the network that the block makes; the list is filled when it ends.
+
+    With `stop` the call ends in an exception as soon as all have fired.
+
+    Raises:
+        ValueError: a named submodule was not run.
+
+    >>> import torch
+    >>> network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    >>> with listen(network, ["0"], lambda out: out) as features:
+    ...     out = network(torch.zeros(7, 2))
+    >>> tuple(out.shape), [tuple(f.shape) for f in features]
+    ((7, 4), [(7, 3)])
+    """
     taken: dict[str, Tensor] = {}
+    count = len(set(layers)) if stop else None
     handles = [
-        network.get_submodule(name).register_forward_hook(_collector(taken, name, len(set(layers)), select))
+        network.get_submodule(name).register_forward_hook(_collector(taken, name, count, select))
         for name in layers
     ]
+    features: list[Tensor] = []
     try:
-        run()
-    except _LastTap as signal:
-        # A block under gradient checkpointing is left from inside its context; clearing the frames closes it now.
-        traceback.clear_frames(signal.__traceback__)
+        yield features
     finally:
         for handle in handles:
             handle.remove()
     if missing := [name for name in layers if name not in taken]:
         raise ValueError(f"these feature layers were not run in a forward pass: {missing}")
-    return [taken[name] for name in layers]
+    features.extend(taken[name] for name in layers)
 
 
-def _collector(taken: dict[str, Tensor], name: str, count: int, select: Callable[[Any], Tensor]):
+def _collector(taken: dict[str, Tensor], name: str, count: int | None, select: Callable[[Any], Tensor]):
     def hook(module: nn.Module, inputs: object, output: object) -> None:
         taken[name] = select(output)
         if len(taken) == count:

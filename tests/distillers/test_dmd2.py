@@ -12,6 +12,7 @@ from stepdistill.data.source import data_from_prompts
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.distribution.dmd2 import DMD2Config
 from stepdistill.errors import UserError
+from stepdistill.losses.adversarial import non_saturating_discriminator
 from stepdistill.losses.score import surrogate_loss
 from stepdistill.rollout import backward_simulation, sample
 from stepdistill.testing import (
@@ -151,7 +152,7 @@ def _joint_gradients(distiller: sd.DMD2, batch: Batch) -> dict[str, torch.Tensor
         fake = distiller.fake_score(x_t, t, batch.cond).x0
     losses = {"dm": surrogate_loss(x0, distiller.gradient(x0, real, fake, t))}
     assert distiller.gan is not None
-    losses["gan_student"] = distiller.gan.student_loss(x0, batch.cond, rng)
+    losses["gan_student"] = distiller.gan.student_loss(distiller.fake_score, x0, batch.cond, rng)
     total = sum(distiller.weights().get(name, 1.0) * loss for name, loss in losses.items())
     assert isinstance(total, torch.Tensor)
     total.backward()
@@ -324,7 +325,7 @@ def test_golden_first_losses() -> None:
     assert {name: value.item() for name, value in losses.items()} == pytest.approx(GOLDEN, rel=1e-4)
 
 
-GOLDEN = {"dm": 1.78685e-05, "gan_student": 0.717217, "fake_score": 1.08378, "gan_critic": 1.39803}
+GOLDEN = {"dm": 1.78685e-05, "gan_student": 0.717217, "fake_score": 1.08378, "gan_critic": 1.393455}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -344,3 +345,54 @@ def test_the_first_gradient_of_an_eps_student_does_not_drown_the_others_below_on
     schedule = sd.load_teacher(tiny_pipeline("sd")).schedule
     last, late = torch.tensor([1.0]), torch.tensor([0.8])
     assert schedule.sigma(last) / schedule.alpha(last) > 1.7 * schedule.sigma(late) / schedule.alpha(late)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("train_backbone", [False, True])
+def test_the_heads_judge_the_pass_that_the_fake_score_makes_anyway(
+    train_backbone: bool, checkpointing: bool
+) -> None:
+    """One whole pass on samples and one part of a pass on real latents; the loss is that of passes of their own."""
+    teacher = sd.load_teacher(tiny_pipeline("sd3"))
+    gan = GANConfig(student_weight=1e-2, train_backbone=train_backbone)
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=gan), roles=sd.Roles(rank=2))
+    if checkpointing:
+        distiller.student.enable_gradient_checkpointing()
+        teacher.network.train()
+    _perturbed(distiller)
+    batch = batch_of(distiller, latents=True)
+    batch.samples = batch.rng.normal("samples", batch.shape)
+    calls: list[int] = []
+    handle = teacher.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    losses = distiller.critic_step(batch)
+    handle.remove()
+    assert len(calls) == 2
+    rng, heads = batch.rng.fork("critic"), distiller.gan
+    assert heads is not None
+    assert batch.latents is not None
+    assert batch.latents_cond is not None
+    x_t, t, _ = distiller.denoising_task(batch.samples, "flow", rng)
+    fake = heads.heads(distiller.fake_score.features(x_t, t, batch.cond))
+    x_t, t = heads.noised(distiller.fake_score, batch.latents, rng.fork("gan_real"))
+    real = heads.heads(distiller.fake_score.features(x_t, t, batch.latents_cond))
+    torch.testing.assert_close(losses.terms["gan_critic"], non_saturating_discriminator(real, fake))
+    alone = torch.autograd.grad(
+        losses.terms["gan_critic"], distiller.fake_score.trainable_parameters(), allow_unused=True
+    )
+    assert any(g is not None for g in alone) == train_backbone
+
+
+def test_each_fake_score_is_judged_at_its_own_turn() -> None:
+    """With a fake score for each step the adversarial gradient reaches the one at turn, and no other."""
+    teacher = sd.load_teacher(tiny_pipeline("sd"))
+    gan = GANConfig(student_weight=1e-2, critic_weight=1.0)
+    config = DMD2Config(num_steps=2, fake_score_per_step=True, student_every=1, gan=gan)
+    distiller = sd.DMD2(teacher, config, roles=sd.Roles(rank=2))
+    for step in range(2):
+        losses = distiller.critic_step(batch_of(distiller, latents=True, step=step))
+        losses.terms["gan_critic"].backward()
+        moved = [any(p.grad is not None for p in f.trainable_parameters()) for f in distiller.fake_scores]
+        assert moved == [step == 0, step == 1]
+        for fake_score in distiller.fake_scores:
+            for parameter in fake_score.trainable_parameters():
+                parameter.grad = None

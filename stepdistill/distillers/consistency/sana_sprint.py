@@ -98,7 +98,7 @@ class SANASprint(SCM):
         losses = self.tangent_losses(F, dF, x_t, teacher, batch.step)
         sample = trig_x0(F_gan, x_gan, t_gan, self.schedule)
         batch.samples = sample.detach()
-        adversarial = {"gan_student": self.gan.student_loss(sample, cond, rng)}
+        adversarial = {"gan_student": self.gan.student_loss(self.teacher, sample, cond, rng)}
         return Losses(losses.terms | adversarial, self.gan.weights(), losses.logs, handoff)
 
     def critic_step(self, batch: Batch) -> Losses:
@@ -112,7 +112,8 @@ class SANASprint(SCM):
             told = self.told(cond, self.guidance(batch.uncond, rng))
             with torch.no_grad():
                 samples = self.student(x_gan, t_gan, told).x0
-        terms, logs = self.gan.critic_losses(samples, cond, x0, cond, rng)
+        real, fake = self.gan.features(self.teacher, [x0.to(samples), samples], [cond, cond], rng)
+        terms, logs = self.gan.critic_losses(real, fake)
         return Losses(terms, self.gan.weights(), {**logs})
 
     def adversarial_input(self, x0: Latents, rng: RandomStream) -> tuple[Latents, Times]:

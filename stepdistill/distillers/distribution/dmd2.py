@@ -61,24 +61,36 @@ class DMD2(DistributionMatching[DMD2Config]):
     ) -> None:
         super().__init__(teacher, config, roles=roles, student=student, fake_score=fake_score)
         gan = self.config.gan
-        backbone = self.fake_score if gan.features == "fake_score" else teacher
-        self.gan = LatentGAN(backbone, gan) if gan.student_weight > 0 else None
+        self.gan = LatentGAN(self.fake_score, gan) if gan.student_weight > 0 else None
 
     def match(self, x0: Latents, batch: Batch, rng: RandomStream) -> tuple[Terms, Logs]:
         """Distribution matching (section 4.1) and the generator's side of the GAN (section 4.3)."""
         terms, logs = super().match(x0, batch, rng)
         if self.gan is not None:
-            terms["gan_student"] = self.gan.student_loss(x0, batch.cond, rng)
+            teacher_judges = self.config.gan.features == "teacher"
+            backbone = self.teacher if teacher_judges else self.fake_score_at(batch.step)
+            terms["gan_student"] = self.gan.student_loss(backbone, x0, batch.cond, rng)
         return terms, logs
 
     def fit_critics(self, x0: Latents, batch: Batch, rng: RandomStream) -> tuple[Terms, Logs]:
-        """The fake score's denoising loss and the discriminator's side of the GAN."""
-        terms, logs = super().fit_critics(x0, batch, rng)
+        """The fake score's denoising loss and the discriminator's side of the GAN.
+
+        Student samples are noised by the same law for both, so the fake score's own pass has the features to be judged.
+        """
         if self.gan is None:
-            return terms, logs
+            return super().fit_critics(x0, batch, rng)
         if batch.latents is None or batch.latents_cond is None:
             raise UserError("the GAN needs real latents: set data.images, or method.gan.student_weight=0")
-        gan_terms, gan_logs = self.gan.critic_losses(x0, batch.cond, batch.latents, batch.latents_cond, rng)
+        if self.config.gan.features == "teacher":
+            terms, logs = super().fit_critics(x0, batch, rng)
+            sides = [batch.latents.to(x0), x0], [batch.latents_cond, batch.cond]
+            real, fake = self.gan.features(self.teacher, *sides, rng)
+        else:
+            fake_score = self.fake_score_at(batch.step)
+            with fake_score.overheard(self.config.gan.layers) as fake:
+                terms, logs = super().fit_critics(x0, batch, rng)
+            (real,) = self.gan.features(fake_score, [batch.latents.to(x0)], [batch.latents_cond], rng)
+        gan_terms, gan_logs = self.gan.critic_losses(real, fake)
         return terms | gan_terms, logs | gan_logs
 
     def exit_step(self, step: int, rng: RandomStream) -> int:
