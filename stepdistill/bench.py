@@ -31,6 +31,7 @@ class BenchBudget:
         seed: of all runs.
         iterations: of training, instead of minutes.
         num_samples: prompts, images and teacher pairs that are prepared for training at most.
+        own_steps_only: measure each student at its recipe's `method.num_steps` alone, not at `validation.evaluated_steps`.
     """
 
     minutes: float = 20.0
@@ -38,13 +39,14 @@ class BenchBudget:
     seed: int = 0
     iterations: int | None = None
     num_samples: int | None = None
+    own_steps_only: bool = False
 
     def __str__(self) -> str:
         trained = f"{self.minutes:g} minutes" if self.iterations is None else f"{self.iterations} iterations"
         return f"{trained} of training, seed {self.seed}"
 
 
-QUICK = BenchBudget(num_images=64, iterations=8, num_samples=256)
+QUICK = BenchBudget(num_images=64, iterations=8, num_samples=256, own_steps_only=True)
 """Enough to see that everything runs, not to judge a method."""
 
 
@@ -106,7 +108,7 @@ def steps_within(recipe: str, budget: BenchBudget, run_dir: Path, shared: Sequen
         seconds = cost["train_seconds"] / PACE_STEPS
         file.write_text(json.dumps({"seconds_per_step": seconds, **asdict(budget)}) + "\n")
     pace = json.loads(file.read_text())
-    begun = BenchBudget(*(pace[field.name] for field in fields(BenchBudget)))
+    begun = BenchBudget(*(pace.get(field.name, field.default) for field in fields(BenchBudget)))
     if begun != budget:
         raise UserError(
             f"{run_dir} was begun with {begun} and {begun.num_images} images; give the same --minutes, --quick, --n and --seed, "
@@ -129,8 +131,9 @@ def shared_overrides(recipe: Recipe, budget: BenchBudget, out: Path) -> list[str
 
 def final_overrides(budget: BenchBudget, steps: int) -> list[str]:
     """What the benchmark sets in every recipe."""
+    own = ["validation.evaluated_steps=[]"] if budget.own_steps_only else []
     return [
-        f"train.max_train_steps={steps}", f"train.seed={budget.seed}", f"train.checkpointing_steps={max(steps // 4, 1)}",
+        *own, f"train.max_train_steps={steps}", f"train.seed={budget.seed}", f"train.checkpointing_steps={max(steps // 4, 1)}",
         f"validation.every={max(steps // 2, 1)}", f"validation.num_evaluated={budget.num_images}",
     ]  # fmt: skip
 

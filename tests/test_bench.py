@@ -134,6 +134,21 @@ def test_the_table_has_each_reference_once_and_students_by_distance(tmp_path: Pa
     )
 
 
+def test_teachers_drawn_in_different_number_types_are_told_apart(tmp_path: Path) -> None:
+    entries = [
+        Entry(
+            dtype, "dmd2", "assets/emoji-sd", tuple(replace(row, dtype=dtype) for row in rows(2, 4.0)), COST
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    names = [line["cells"][0] for line in lines(entries)]
+    assert {"teacher, guidance 2, float32", "teacher, guidance 2, bfloat16"} < set(names)
+    assert names.count("real pictures") == 1
+    assert "teacher, best stock sampler, bfloat16" in summary(entries)
+    write_leaderboard(entries, tmp_path, title="two")
+    assert "teacher, float32" in (tmp_path / "leaderboard.html").read_text()
+
+
 def test_passes_are_counted_per_sample_and_only_within_the_block() -> None:
     toy = MLPDenoiser((2,), FlowSchedule(), prompts=ComponentPrompts(torch.full((2,), 0.5)))
     meter = CostMeter([toy, toy, torch.nn.Linear(1, 1)])

@@ -84,10 +84,13 @@ def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> Non
 
 def lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Cells of one teacher's table: floor, teacher by falling steps, then students by steps and distance."""
-    references = {(row.model, row.steps): row for entry in entries for row in entry.others}
-    ordered = sorted(references.values(), key=lambda row: (row.model != "floor", -(row.steps or 0)))
+    references = {
+        (row.model, row.steps, precision(row, entries)): row for entry in entries for row in entry.others
+    }
+    ordered = sorted(references.items(), key=lambda item: (item[0][0] != "floor", -(item[0][1] or 0)))
     table: list[dict[str, Any]] = [
-        {"kind": row.model, "cells": [reference_name(row), *quality(row), "", "", ""]} for row in ordered
+        {"kind": row.model, "cells": [reference_name(row) + suffix, *quality(row), "", "", ""]}
+        for (_, _, suffix), row in ordered
     ]
     trained = [(row, entry) for entry in entries for row in entry.students]
     for row, entry in sorted(trained, key=lambda pair: (pair[0].steps or 0, pair[0].frechet_distance or 0.0)):
@@ -110,6 +113,12 @@ def reference_name(row: Row) -> str:
         return REAL
     guidance = "" if row.guidance_scale is None else f", guidance {row.guidance_scale:g}"
     return f"{row.model}{guidance}" + (f", {row.sampler}" if row.sampler else "")
+
+
+def precision(row: Row, entries: Sequence[Entry]) -> str:
+    """The teacher's number type for its name, where the runs drew it in more than one: their distances differ."""
+    kinds = {each.dtype for entry in entries for each in entry.others if each.model == "teacher"}
+    return f", {row.dtype}" if row.model == "teacher" and len(kinds) > 1 else ""
 
 
 def quality(row: Row) -> list[str]:
@@ -136,7 +145,8 @@ def summary(entries: Sequence[Entry]) -> str:
     for entry in entries:
         for name, rows in ((entry.name, entry.students), ("", entry.others)):
             for row in rows:
-                title = name or (REAL if row.model == "floor" else "teacher, best stock sampler")
+                teacher = f"teacher, best stock sampler{precision(row, entries)}"
+                title = name or (REAL if row.model == "floor" else teacher)
                 lines.setdefault(title, {})[row.steps] = row
     numbers = sorted({steps for cells in lines.values() for steps in cells if steps is not None})
     best = {title: min(cells.values(), key=_distance) for title, cells in lines.items()}
@@ -175,7 +185,8 @@ def quality_figure(entries: Sequence[Entry]) -> str:
     series: dict[str, set[tuple[int, float]]] = {}
     for entry in entries:
         own = [(entry.name, row) for row in entry.students]
-        for name, row in [*own, *(("teacher", each) for each in entry.others)]:
+        teacher = [(f"teacher{precision(row, entries)}", row) for row in entry.others]
+        for name, row in [*own, *teacher]:
             if row.steps and row.frechet_distance is not None:
                 series.setdefault(name, set()).add((row.steps, row.frechet_distance))
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
@@ -183,7 +194,7 @@ def quality_figure(entries: Sequence[Entry]) -> str:
         axes = figure.add_subplot()
         for order, (name, points) in enumerate(sorted(series.items())):
             steps, values = zip(*sorted(points), strict=True)
-            colour = FAINT if name == "teacher" else CYCLE[order % len(CYCLE)]
+            colour = FAINT if name.startswith("teacher") else CYCLE[order % len(CYCLE)]
             dashes = "-" if order < len(CYCLE) else "--"  # the colours come again
             axes.plot(steps, values, dashes, color=colour, marker="o", markersize=4, label=name)
         axes.set_xscale("log")
