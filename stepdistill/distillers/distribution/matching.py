@@ -140,12 +140,14 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
             real = self.teacher(x_t, t, batch.cond, guidance=self.guidance(batch)).x0
             fake_score = self.fake_score_at(batch.step)
             fake = fake_score(x_t, t, batch.cond, guidance=self.fake_guidance(batch)).x0
-            gradient = self.gradient(x0 if batch.estimates is None else batch.estimates, real, fake, t)
+            estimates = x0 if batch.estimates is None else batch.estimates
+            gradient = self.gradient(estimates, real, fake, t)
         logs: Logs = {
             "latent_mean": x0.detach().mean(),
             "latent_std": x0.detach().std(),
             "gradient_norm": gradient.norm(),
             "gap": PerTime((fake - real).abs().flatten(1).mean(1), t),
+            "stretch": PerTime(stretch(estimates.detach(), real - fake), t),
         }
         return {"dm": surrogate_loss(x0, gradient)}, logs
 
@@ -232,6 +234,15 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         """The few-step grid of the stock scheduler that belongs to the rollout kind."""
         times = self.student_times(num_steps or self.config.num_steps, self.config.rollout)
         return StudentSampler(times, self.config.rollout)
+
+
+def stretch(x0: Latents, step: Latents) -> Tensor:
+    """By which part of itself each sample would grow along a step: contrast that is asked for, 0 on average where scores agree.
+
+    >>> stretch(torch.ones(2, 3), torch.tensor([[0.1] * 3, [0.2, -0.1, -0.1]]))
+    tensor([0.1000, 0.0000])
+    """
+    return (x0 * step).flatten(1).sum(1) / x0.flatten(1).square().sum(1).clamp_min(1e-12)
 
 
 def numbered(name: str, networks: Sequence[Denoiser]) -> dict[str, Denoiser]:
