@@ -84,6 +84,7 @@ def train(name: str, kind: type[sd.PSO], config: PSOConfig, args: argparse.Names
     folder = args.out / name.replace(", ", "_").replace(" ", "_")
     training = sd.TrainConfig(
         learning_rate=args.learning_rate,
+        lr_scheduler="linear",
         lr_warmup_steps=10,
         train_batch_size=args.batch_size,
         max_train_steps=args.iterations,

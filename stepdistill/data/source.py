@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.data.cache import cached
+from stepdistill.data.cache import cached, fingerprint
 from stepdistill.data.images import load_images
 from stepdistill.data.prompts import load_prompts
 from stepdistill.data.trajectories import TeacherPairs
@@ -141,7 +141,7 @@ def prepare_data(
 
     Args:
         teacher: encodes texts and images.
-        model: name of the teacher, a part of the cache's key.
+        model: name of the teacher and of how it is asked, a part of the cache's key beside the weights of its encoders.
         prompts: see `load_prompts`.
         images: see `load_images`; None for prompts only.
         num_prompts: at most so many prompts.
@@ -151,7 +151,8 @@ def prepare_data(
         seed: of the embedded captions and scenes.
     """
     texts = load_prompts(prompts, limit=num_prompts, seed=seed)
-    key = {"model": model, "version": 1, "seed": seed}
+    encoders = "" if cache_dir is None else fingerprint(teacher.encoder_weights().items())
+    key = {"model": model, "encoders": encoders, "version": 2, "seed": seed}
     cond = cached(
         cache_dir, {**key, "prompts": _digest(texts)}, lambda: encode_prompts(teacher, texts).tensors
     )

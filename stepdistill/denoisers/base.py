@@ -136,6 +136,10 @@ class Denoiser(nn.Module):
         """The conditioning of n empty prompts."""
         raise NotImplementedError(f"{type(self).__name__} has no unconditional input")
 
+    def encoder_weights(self) -> dict[str, Tensor]:
+        """Weights of what embeds prompts and images, by name: embeddings that are kept are found by them. A toy has none."""
+        return {}
+
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         """Shape of one latent; the default size is the one the network was trained at."""
         raise NotImplementedError(f"{type(self).__name__} does not say the shape of its state")

@@ -82,10 +82,26 @@ class PipelineDenoiser(Denoiser):
 
         They need not be where the network is: after the prompts are embedded, text encoders only take memory there.
         """
-        for name, part in self.pipe.components.items():
-            if isinstance(part, torch.nn.Module) and name != self.network_name:
-                part.to(text if name.startswith("text_encoder") else images)
+        for name, part in self.encoders().items():
+            part.to(text if name.startswith("text_encoder") else images)
         self._vae = None
+
+    def encoders(self) -> dict[str, torch.nn.Module]:
+        """Text encoders, autoencoder and whatever else the pipeline has beside the network, by component."""
+        components = self.pipe.components.items()
+        return {
+            name: part
+            for name, part in components
+            if isinstance(part, torch.nn.Module) and name != self.network_name
+        }
+
+    def encoder_weights(self) -> dict[str, Tensor]:
+        """Weights of the text encoders and of the autoencoder."""
+        return {
+            f"{name}.{key}": tensor
+            for name, part in self.encoders().items()
+            for key, tensor in part.state_dict().items()
+        }
 
     # Prompts
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+import stepdistill as sd
 from stepdistill.conditioning import Conditioning
-from stepdistill.data.source import TrainingData
+from stepdistill.data.source import TrainingData, prepare_data
 from stepdistill.data.trajectories import TeacherPairs
+from stepdistill.testing import tiny_pipeline
 
 
 def data_of(count: int = 6) -> TrainingData:
@@ -51,3 +55,21 @@ def test_rows_of_a_batch_belong_together() -> None:
         assert torch.equal(batch.pairs.noise % 6, batch.pairs.cond["tokens"]), (
             "pair i is of prompt i, counted round"
         )
+
+
+def test_kept_embeddings_are_those_of_these_encoders(tmp_path: Path) -> None:
+    """A model that was trained on in the same folder is another one, although its name is the same."""
+    teacher, prompts = sd.load_teacher(tiny_pipeline("sd")), tmp_path / "prompts.txt"
+    prompts.write_text("a red fox\ntwo cats\n")
+
+    def tokens() -> torch.Tensor:
+        data = prepare_data(teacher, model="same", prompts=str(prompts), cache_dir=str(tmp_path / "cache"))
+        return data.cond["tokens"]
+
+    first = tokens()
+    assert torch.equal(tokens(), first)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    with torch.no_grad():
+        next(iter(teacher.encoders()["text_encoder"].parameters())).mul_(2.0)
+    assert torch.equal(tokens(), sd.load_teacher(teacher.pipe).encode(["a red fox", "two cats"])["tokens"])
+    assert not torch.equal(tokens(), first)
