@@ -396,3 +396,27 @@ def test_each_fake_score_is_judged_at_its_own_turn() -> None:
         for fake_score in distiller.fake_scores:
             for parameter in fake_score.trainable_parameters():
                 parameter.grad = None
+
+
+@pytest.mark.parametrize("method", ["dmd2", "swiftbrush"])
+def test_outside_its_interval_there_is_no_guidance(method: str) -> None:
+    """Scores compared at t in [0.6, 0.9] do not see a guidance that ends at 0.5."""
+    kind = sd.distillers.METHODS[method]
+    kept = {"num_steps": 1, "renoise_lo": 0.6, "renoise_hi": 0.9}
+    losses = []
+    for options in (
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.5)},
+        {"guidance_scale": 4.0},
+    ):
+        teacher = sd.load_teacher(tiny_pipeline("sd"))
+        distiller = kind(teacher, kind.Config(**kept, **options), roles=sd.Roles(rank=2))
+        _perturbed(distiller)
+        losses.append(distiller.student_step(batch_of(distiller)).terms["dm"].item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-3)
+
+
+def test_an_empty_interval_of_guidance_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 <= lo < hi <= 1"):
+        DMD2Config(guidance_interval=(0.7, 0.2))

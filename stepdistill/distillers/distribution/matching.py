@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Generic, Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from stepdistill.conditioning import Conditioning
@@ -49,6 +49,11 @@ class DistributionMatchingConfig(DistillerConfig):
     student_every: int = Field(
         default=5, ge=1, description="critics learn in every iteration, the student in every k-th"
     )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0),
+        description="times between which the teacher is guided; at high noise a guided score is no score of noised samples, and "
+        "asks for more contrast than any samples have",
+    )
     renoise_lo: float = Field(
         default=0.02, ge=0.0, le=1.0, description="cleanest time at which scores are compared"
     )
@@ -66,6 +71,15 @@ class DistributionMatchingConfig(DistillerConfig):
         description="prediction in which the fake score's error is taken: own is the network's, as in the paper; v lets "
         "high noise count, where an eps error hardly sees x0",
     )
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def is_interval(cls, value: tuple[float, float]) -> tuple[float, float]:
+        """Refuse what is not 0 <= lo < hi <= 1."""
+        lo, hi = value
+        if not 0 <= lo < hi <= 1:
+            raise ValueError("give [lo, hi] with 0 <= lo < hi <= 1, such as [0, 0.7]")
+        return value
 
     @property
     def num_fake_scores(self) -> int:
@@ -191,7 +205,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
 
     def guidance(self, batch: Batch) -> Guidance:
         """The teacher's guidance."""
-        return Guidance(self.config.guidance_scale, batch.uncond)
+        return Guidance(self.config.guidance_scale, batch.uncond, self.config.guidance_interval)
 
     def fake_guidance(self, batch: Batch) -> Guidance | None:
         """The fake score's guidance: none, since it knows what the student makes of a prompt."""

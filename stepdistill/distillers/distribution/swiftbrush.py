@@ -14,6 +14,7 @@ own autoencoder, not by a tiny one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -127,14 +128,14 @@ class SwiftBrush(DistributionMatching[SwiftBrushConfig]):
     def guidance(self, batch: Batch) -> Guidance:
         """A constant scale, or PG-SB's: the same draw for teacher and fake score."""
         lo, hi = self.config.guidance_scale, self.config.guidance_scale_max
-        if hi is None:
-            return Guidance(lo, batch.uncond)
-        return Guidance(RandomScale(lo, hi)(batch.rng.uniform("guidance_scale")), batch.uncond)
+        scale = lo if hi is None else RandomScale(lo, hi)(batch.rng.uniform("guidance_scale"))
+        return Guidance(scale, batch.uncond, self.config.guidance_interval)
 
     def fake_guidance(self, batch: Batch) -> Guidance:
         """The teacher's guidance, or ESD's: uncond + (1 - lambda) (cond - uncond)."""
         scale = self.config.fake_guidance_scale
-        return self.guidance(batch) if scale is None else Guidance(scale, batch.uncond)
+        same = self.guidance(batch)
+        return same if scale is None else replace(same, scale=scale)
 
     def critic_cond(self, batch: Batch, rng: RandomStream) -> Conditioning:
         """The prompts, some of them dropped, so that the fake score can be guided."""
