@@ -73,7 +73,12 @@ class PSOConfig(DistillerConfig):
     clip_range: float | None = Field(
         default=0.1, gt=0.0, lt=1.0, description="online: ratios count within 1 -+ this; null: unclipped"
     )
-    negative_weight: float = Field(default=0.1, ge=0.0, description="offline: weight of the loser's error")
+    negative_weight: float = Field(
+        default=0.1,
+        ge=0.0,
+        description="offline: weight of the loser's error; 0.1 is the released code's for concepts, near 1 what is common to "
+        "both, a blur, cancels",
+    )
     prior_weight: float = Field(
         default=0.5, ge=0.0, description="offline: weight of the loss that keeps losers denoisable"
     )
