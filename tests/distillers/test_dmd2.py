@@ -420,3 +420,21 @@ def test_outside_its_interval_there_is_no_guidance(method: str) -> None:
 def test_an_empty_interval_of_guidance_is_refused() -> None:
     with pytest.raises(ValueError, match="0 <= lo < hi <= 1"):
         DMD2Config(guidance_interval=(0.7, 0.2))
+
+
+def test_checkpointing_changes_no_gradient_of_the_critics_where_the_teacher_judges() -> None:
+    """The fake score's blocks run again in the backward pass: under its own adapter, not under the teacher's."""
+    found = []
+    for checkpointing in (False, True):
+        teacher = sd.load_teacher(tiny_pipeline("sd3"))
+        gan = GANConfig(student_weight=1e-2, features="teacher")
+        distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=gan), roles=sd.Roles(rank=2))
+        if checkpointing:
+            distiller.student.enable_gradient_checkpointing()
+            teacher.network.train()
+        _perturbed(distiller)
+        distiller.critic_step(batch_of(distiller, latents=True)).backward()
+        found.append(gradients(distiller))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)

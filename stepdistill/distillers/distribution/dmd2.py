@@ -82,9 +82,10 @@ class DMD2(DistributionMatching[DMD2Config]):
         if batch.latents is None or batch.latents_cond is None:
             raise UserError("the GAN needs real latents: set data.images, or method.gan.student_weight=0")
         if self.config.gan.features == "teacher":
-            terms, logs = super().fit_critics(x0, batch, rng)
             sides = [batch.latents.to(x0), x0], [batch.latents_cond, batch.cond]
             real, fake = self.gan.features(self.teacher, *sides, rng)
+            # Last, so that its adapter is the active one when checkpointed blocks run again.
+            terms, logs = super().fit_critics(x0, batch, rng)
         else:
             fake_score = self.fake_score_at(batch.step)
             with fake_score.overheard(self.config.gan.layers) as fake:
