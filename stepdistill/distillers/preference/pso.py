@@ -98,7 +98,7 @@ class PSO(Distiller):
     """
 
     paper = "https://arxiv.org/abs/2410.03190"
-    status = "toy"
+    status = "verified"
     Config = PSOConfig
     config: PSOConfig
 
