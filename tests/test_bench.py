@@ -134,6 +134,22 @@ def test_the_table_has_each_reference_once_and_students_by_distance(tmp_path: Pa
     )
 
 
+def test_the_quick_budget_measures_each_student_at_its_own_steps(tmp_path: Path, started: Started) -> None:
+    for name, budget in (("quick", QUICK), ("whole", BenchBudget(minutes=1.0))):
+        run_bench([RECIPE], tmp_path / name, budget)
+    own = ["validation.evaluated_steps=[]" in overrides for run, overrides in started if run.name != "pace"]
+    assert own == [True, False]
+
+
+def test_a_benchmark_begun_before_a_budget_had_a_field_goes_on(tmp_path: Path, started: Started) -> None:
+    run_bench([RECIPE], tmp_path, BenchBudget(minutes=1.0))
+    pace = tmp_path / "emoji_dmd2_demo/pace.json"
+    older = {key: value for key, value in json.loads(pace.read_text()).items() if key != "own_steps_only"}
+    pace.write_text(json.dumps(older))
+    run_bench([RECIPE], tmp_path, BenchBudget(minutes=1.0))
+    assert len(started) == 2
+
+
 def test_teachers_drawn_in_different_number_types_are_told_apart(tmp_path: Path) -> None:
     entries = [
         Entry(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def cached(
@@ -40,6 +40,13 @@ def cached(
     save_file(tensors, draft)
     os.replace(draft, file)
     return tensors
+
+
+def named_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All weights of some modules, adapters too, as `module.name`."""
+    return {
+        f"{name}.{key}": tensor for name, part in modules.items() for key, tensor in part.state_dict().items()
+    }
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.data.cache import cached, fingerprint
+from stepdistill.data.cache import cached, fingerprint, named_weights
 from stepdistill.data.images import load_images
 from stepdistill.data.prompts import load_prompts
 from stepdistill.data.trajectories import TeacherPairs
@@ -151,7 +151,7 @@ def prepare_data(
         seed: of the embedded captions and scenes.
     """
     texts = load_prompts(prompts, limit=num_prompts, seed=seed)
-    encoders = "" if cache_dir is None else fingerprint(teacher.encoder_weights().items())
+    encoders = "" if cache_dir is None else fingerprint(named_weights(teacher.encoders()).items())
     key = {"model": model, "encoders": encoders, "version": 2, "seed": seed}
     cond = cached(
         cache_dir, {**key, "prompts": _digest(texts)}, lambda: encode_prompts(teacher, texts).tensors

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stepdistill.conditioning import Conditioning
-from stepdistill.denoisers.features import listen, tap
+from stepdistill.denoisers.features import capture, tap
 from stepdistill.denoisers.roles import (
     Roles,
     adapter_tensors,
@@ -105,9 +105,9 @@ class Denoiser(nn.Module):
         cond, names = cond.expand(len(x_t)), self.layers_to_tap(layers)
         return tap(self.network, names, lambda: self.forward_network(x_t, t, cond), self.select)
 
-    def overheard(self, layers: Sequence[str] | None = None) -> AbstractContextManager[list[Tensor]]:
+    def capture_features(self, layers: Sequence[str] | None = None) -> AbstractContextManager[list[Tensor]]:
         """What `features` gives, taken from the one call of this network within the block; filled when the block ends."""
-        return listen(self.network, self.layers_to_tap(layers), self.select)
+        return capture(self.network, self.layers_to_tap(layers), self.select)
 
     def layers_to_tap(self, layers: Sequence[str] | None) -> tuple[str, ...]:
         """These layers, or those that the family names."""
@@ -136,8 +136,8 @@ class Denoiser(nn.Module):
         """The conditioning of n empty prompts."""
         raise NotImplementedError(f"{type(self).__name__} has no unconditional input")
 
-    def encoder_weights(self) -> dict[str, Tensor]:
-        """Weights of what embeds prompts and images, by name: embeddings that are kept are found by them. A toy has none."""
+    def encoders(self) -> dict[str, nn.Module]:
+        """What embeds prompts and images, by name: embeddings that are kept are found by its weights. A toy has none."""
         return {}
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Intermediate activations of a network by forward hooks: of a call of its own that ends early, or overheard in another's call."""
+"""Intermediate activations of a network by forward hooks: of a call of its own that ends early, or captured in another's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tap(
     >>> [tuple(f.shape) for f in tap(network, ["1", "0"], lambda: network(torch.zeros(7, 2)), lambda out: out)]
     [(7, 4), (7, 3)]
     """
-    with listen(network, layers, select, stop=True) as features:
+    with capture(network, layers, select, stop=True) as features:
         try:
             run()
         except _LastTap as signal:
@@ -37,10 +37,10 @@ def tap(
 
 
 @contextmanager
-def listen(
+def capture(
     network: nn.Module, layers: Sequence[str], select: Callable[[Any], Tensor], *, stop: bool = False
 ) -> Iterator[list[Tensor]]:
-    """Overhear the named submodules in the one call of the network that the block makes; the list is filled when it ends.
+    """Capture the outputs of the named submodules in the one call of the network that the block makes; the list is filled when it ends.
 
     With `stop` the call ends in an exception as soon as all have fired.
 
@@ -49,7 +49,7 @@ def listen(
 
     >>> import torch
     >>> network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
-    >>> with listen(network, ["0"], lambda out: out) as features:
+    >>> with capture(network, ["0"], lambda out: out) as features:
     ...     out = network(torch.zeros(7, 2))
     >>> tuple(out.shape), [tuple(f.shape) for f in features]
     ((7, 4), [(7, 3)])

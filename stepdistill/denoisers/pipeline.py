@@ -95,14 +95,6 @@ class PipelineDenoiser(Denoiser):
             if isinstance(part, torch.nn.Module) and name != self.network_name
         }
 
-    def encoder_weights(self) -> dict[str, Tensor]:
-        """Weights of the text encoders and of the autoencoder."""
-        return {
-            f"{name}.{key}": tensor
-            for name, part in self.encoders().items()
-            for key, tensor in part.state_dict().items()
-        }
-
     # Prompts
 
     @torch.no_grad()

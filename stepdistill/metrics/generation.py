@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from stepdistill.data.cache import fingerprint
+from stepdistill.data.cache import fingerprint, named_weights
 from stepdistill.metrics.preprocess import to_bytes
 from stepdistill.typing import Images
 
@@ -86,9 +86,7 @@ class Generation:
 def weights_of(pipe: DiffusionPipeline) -> dict[str, Tensor]:
     """All weights of a pipeline's networks, adapters too, by component and name."""
     modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    return {
-        f"{name}.{key}": tensor for name, part in modules.items() for key, tensor in part.state_dict().items()
-    }
+    return named_weights(modules)
 
 
 def prompt_seed(protocol_seed: int, index: int, sample: int = 0) -> int:

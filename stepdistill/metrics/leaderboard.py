@@ -85,7 +85,9 @@ def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> Non
 def lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Cells of one teacher's table: floor, teacher by falling steps, then students by steps and distance."""
     references = {
-        (row.model, row.steps, precision(row, entries)): row for entry in entries for row in entry.others
+        (row.model, row.steps, precision_suffix(row, entries)): row
+        for entry in entries
+        for row in entry.others
     }
     ordered = sorted(references.items(), key=lambda item: (item[0][0] != "floor", -(item[0][1] or 0)))
     table: list[dict[str, Any]] = [
@@ -115,7 +117,7 @@ def reference_name(row: Row) -> str:
     return f"{row.model}{guidance}" + (f", {row.sampler}" if row.sampler else "")
 
 
-def precision(row: Row, entries: Sequence[Entry]) -> str:
+def precision_suffix(row: Row, entries: Sequence[Entry]) -> str:
     """The teacher's number type for its name, where the runs drew it in more than one: their distances differ."""
     kinds = {each.dtype for entry in entries for each in entry.others if each.model == "teacher"}
     return f", {row.dtype}" if row.model == "teacher" and len(kinds) > 1 else ""
@@ -145,7 +147,7 @@ def summary(entries: Sequence[Entry]) -> str:
     for entry in entries:
         for name, rows in ((entry.name, entry.students), ("", entry.others)):
             for row in rows:
-                teacher = f"teacher, best stock sampler{precision(row, entries)}"
+                teacher = f"teacher, best stock sampler{precision_suffix(row, entries)}"
                 title = name or (REAL if row.model == "floor" else teacher)
                 lines.setdefault(title, {})[row.steps] = row
     numbers = sorted({steps for cells in lines.values() for steps in cells if steps is not None})
@@ -185,7 +187,7 @@ def quality_figure(entries: Sequence[Entry]) -> str:
     series: dict[str, set[tuple[int, float]]] = {}
     for entry in entries:
         own = [(entry.name, row) for row in entry.students]
-        teacher = [(f"teacher{precision(row, entries)}", row) for row in entry.others]
+        teacher = [(f"teacher{precision_suffix(row, entries)}", row) for row in entry.others]
         for name, row in [*own, *teacher]:
             if row.steps and row.frechet_distance is not None:
                 series.setdefault(name, set()).add((row.steps, row.frechet_distance))

@@ -88,7 +88,7 @@ class DMD2(DistributionMatching[DMD2Config]):
             terms, logs = super().fit_critics(x0, batch, rng)
         else:
             fake_score = self.fake_score_at(batch.step)
-            with fake_score.overheard(self.config.gan.layers) as fake:
+            with fake_score.capture_features(self.config.gan.layers) as fake:
                 terms, logs = super().fit_critics(x0, batch, rng)
             (real,) = self.gan.features(fake_score, [batch.latents.to(x0)], [batch.latents_cond], rng)
         gan_terms, gan_logs = self.gan.critic_losses(real, fake)
