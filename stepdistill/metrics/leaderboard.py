@@ -194,10 +194,15 @@ def quality_figure(entries: Sequence[Entry]) -> str:
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     with rc_context(STYLE):
         axes = figure.add_subplot()
-        for order, (name, points) in enumerate(sorted(series.items())):
-            steps, values = zip(*sorted(points), strict=True)
-            colour = FAINT if name.startswith("teacher") else CYCLE[order % len(CYCLE)]
-            dashes = "-" if order < len(CYCLE) else "--"  # the colours come again
+        teachers = [name for name in sorted(series) if name.startswith("teacher")]
+        students = [name for name in sorted(series) if name not in teachers]
+        for name in [*students, *teachers]:
+            steps, values = zip(*sorted(series[name]), strict=True)
+            # Dashes tell lines of one colour apart: students where the colours come again, teachers of several number types.
+            group, colours = (teachers, (FAINT,)) if name in teachers else (students, CYCLE)
+            order = group.index(name)
+            dashes = ("-", "--", ":")[order // len(colours) % 3]
+            colour = colours[order % len(colours)]
             axes.plot(steps, values, dashes, color=colour, marker="o", markersize=4, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
