@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
+
+from rich.console import Console
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.leaderboard import Entry, write_leaderboard
@@ -19,6 +25,10 @@ from stepdistill.training.recipe import Recipe, load_recipe
 
 PACE_STEPS = 20
 """Iterations after which the pace of a recipe is known."""
+PACE_NAME = "pace.json"
+OUTPUT_NAME = "output.log"
+"""What a run printed, where several run at once."""
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class BenchBudget:
         iterations: of training, instead of minutes.
         num_samples: prompts, images and teacher pairs that are prepared for training at most.
         own_steps_only: measure each student at its recipe's `method.num_steps` alone, not at `validation.evaluated_steps`.
+        with_coverage: measure coverage too, which takes 512 more pictures a row.
+        jobs: recipes that run at once, each on its share of the processor cores.
     """
 
     minutes: float = 20.0
@@ -40,13 +52,19 @@ class BenchBudget:
     iterations: int | None = None
     num_samples: int | None = None
     own_steps_only: bool = False
+    with_coverage: bool = True
+    jobs: int = 1
 
     def __str__(self) -> str:
         trained = f"{self.minutes:g} minutes" if self.iterations is None else f"{self.iterations} iterations"
-        return f"{trained} of training, seed {self.seed}"
+        return f"{trained} of training, seed {self.seed}" + (
+            f", {self.jobs} at once" if self.jobs > 1 else ""
+        )
 
 
-QUICK = BenchBudget(num_images=64, iterations=8, num_samples=256, own_steps_only=True)
+QUICK = BenchBudget(
+    num_images=64, iterations=8, num_samples=256, own_steps_only=True, with_coverage=False, jobs=2
+)
 """Enough to see that everything runs, not to judge a method."""
 
 
@@ -54,7 +72,7 @@ def budget_with(base: BenchBudget, **given: float | None) -> BenchBudget:
     """The budget with the values that were given in place of its own; None is not given.
 
     >>> str(budget_with(QUICK, minutes=None, seed=3)), str(budget_with(QUICK, minutes=2.0))
-    ('8 iterations of training, seed 3', '2 minutes of training, seed 0')
+    ('8 iterations of training, seed 3, 2 at once', '2 minutes of training, seed 0, 2 at once')
     """
     if given.get("minutes") is not None:
         base = replace(base, iterations=None)
@@ -73,16 +91,10 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     resolved = {Path(recipe).stem: load_recipe(recipe) for recipe in recipes}
     if len(resolved) < len(recipes):
         raise UserError("two of the recipes have the same file name; rename one, as it names the run")
-    failed = []
-    for name, recipe in zip(resolved, recipes, strict=True):
-        run_dir = out / name
-        shared = shared_overrides(resolved[name], budget, out)
-        # First the pace: finished runs have to be of this budget too.
-        steps = steps_within(recipe, budget, run_dir, shared)
-        if (run_dir / RESULTS_NAME).exists():
-            continue
-        if steps is None or not start_run(recipe, run_dir, [*final_overrides(budget, steps), *shared]):
-            failed.append(name)
+    for name in resolved:
+        read_pace(out / name, budget)  # a run of another budget is refused before anything starts
+    succeeded = run_all(resolved, recipes, out, budget)
+    failed = [name for name, went_well in zip(resolved, succeeded, strict=True) if not went_well]
     entries = [
         read_entry(name, recipe, out / name) for name, recipe in resolved.items() if name not in failed
     ]
@@ -90,9 +102,50 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     return failed
 
 
+def run_all(
+    resolved: Mapping[str, Recipe], recipes: Sequence[str], out: Path, budget: BenchBudget
+) -> list[bool]:
+    """Run the recipes, `budget.jobs` at a time; whether each went well.
+
+    Raises:
+        RunInterruptedError: a signal came; the runs that were under way have written their checkpoints.
+    """
+
+    stopped = Event()
+
+    def run(name: str, recipe: str) -> bool:
+        if stopped.is_set():
+            return False
+        try:
+            return run_one(recipe, resolved[name], out / name, budget)
+        except BaseException:
+            stopped.set()
+            raise
+
+    # In threads even where there is one: a signal from the terminal reaches the runs themselves, and they are waited for.
+    pool = ThreadPoolExecutor(budget.jobs)
+    try:
+        return list(pool.map(run, resolved, recipes))
+    except KeyboardInterrupt as interrupt:
+        raise RunInterruptedError(f"{out} was stopped; the same command goes on there") from interrupt
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run_one(recipe: str, resolved: Recipe, run_dir: Path, budget: BenchBudget) -> bool:
+    """Run a recipe within the budget unless its results are there; whether it went well."""
+    if (run_dir / RESULTS_NAME).exists():
+        return True
+    shared = shared_overrides(resolved, budget, run_dir.parent)
+    steps = steps_within(recipe, budget, run_dir, shared)
+    if steps is None:
+        return False
+    return start_run(recipe, run_dir, [*final_overrides(budget, steps), *shared], jobs=budget.jobs)
+
+
 def steps_within(recipe: str, budget: BenchBudget, run_dir: Path, shared: Sequence[str]) -> int | None:
     """The iterations that fit the budget, found by a short run once and kept in `pace.json`; None where that run fails."""
-    file = run_dir / "pace.json"
+    file = run_dir / PACE_NAME
     if not file.exists() and budget.iterations is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(budget)) + "\n")
@@ -102,21 +155,34 @@ def steps_within(recipe: str, budget: BenchBudget, run_dir: Path, shared: Sequen
             f"train.max_train_steps={PACE_STEPS}", "train.resume_from_checkpoint=null", "validation.num_evaluated=0",
             "validation.num_scored=0", "validation.prompts=[]", f"validation.every={PACE_STEPS + 1}",
         ]  # fmt: skip
-        if not start_run(recipe, trial, [*overrides, *shared]):
+        if not start_run(recipe, trial, [*overrides, *shared], jobs=budget.jobs):
             return None
         cost = json.loads((trial / "cost.json").read_text())
         seconds = cost["train_seconds"] / PACE_STEPS
         file.write_text(json.dumps({"seconds_per_step": seconds, **asdict(budget)}) + "\n")
+    pace = read_pace(run_dir, budget)
+    if budget.iterations is not None:
+        return budget.iterations
+    return max(round(60 * budget.minutes / pace["seconds_per_step"]), 1)
+
+
+def read_pace(run_dir: Path, budget: BenchBudget) -> dict[str, Any]:
+    """What is known of a recipe's pace; empty where it has not run yet.
+
+    Raises:
+        UserError: the run was begun with another budget.
+    """
+    file = run_dir / PACE_NAME
+    if not file.exists():
+        return {}
     pace = json.loads(file.read_text())
     begun = BenchBudget(*(pace.get(field.name, field.default) for field in fields(BenchBudget)))
     if begun != budget:
         raise UserError(
-            f"{run_dir} was begun with {begun} and {begun.num_images} images; give the same --minutes, --quick, --n and --seed, "
-            "or another --out"
+            f"{run_dir} was begun with {begun} and {begun.num_images} images; give the same --minutes, --quick, --n, --seed "
+            "and --jobs, or another --out"
         )
-    if budget.iterations is not None:
-        return budget.iterations
-    return max(round(60 * budget.minutes / pace["seconds_per_step"]), 1)
+    return pace
 
 
 def shared_overrides(recipe: Recipe, budget: BenchBudget, out: Path) -> list[str]:
@@ -131,15 +197,19 @@ def shared_overrides(recipe: Recipe, budget: BenchBudget, out: Path) -> list[str
 
 def final_overrides(budget: BenchBudget, steps: int) -> list[str]:
     """What the benchmark sets in every recipe."""
-    own = ["validation.evaluated_steps=[]"] if budget.own_steps_only else []
+    fewer = ["validation.evaluated_steps=[]"] if budget.own_steps_only else []
+    if not budget.with_coverage:
+        fewer.append("validation.with_coverage=false")
     return [
-        *own, f"train.max_train_steps={steps}", f"train.seed={budget.seed}", f"train.checkpointing_steps={max(steps // 4, 1)}",
+        *fewer, f"train.max_train_steps={steps}", f"train.seed={budget.seed}", f"train.checkpointing_steps={max(steps // 4, 1)}",
         f"validation.every={max(steps // 2, 1)}", f"validation.num_evaluated={budget.num_images}",
     ]  # fmt: skip
 
 
-def start_run(recipe: str, run_dir: Path, overrides: Sequence[str]) -> bool:
+def start_run(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
     """`stepdistill distill` as a process; whether it went well.
+
+    One of several jobs gets its share of the cores, and what it prints goes into `output.log`.
 
     Raises:
         RunInterruptedError: the run was stopped by a signal; its checkpoint is written.
@@ -154,10 +224,27 @@ def start_run(recipe: str, run_dir: Path, overrides: Sequence[str]) -> bool:
         f"train.output_dir={run_dir}",
         *overrides,
     ]
-    code = subprocess.run(command, check=False).returncode
+    if jobs == 1:
+        code = subprocess.run(command, check=False).returncode
+    else:
+        code = run_beside(command, run_dir / OUTPUT_NAME, num_threads=max((os.cpu_count() or 1) // jobs, 1))
     if code == 130:
         raise RunInterruptedError(f"{run_dir} was stopped; the same command goes on there")
     return code == 0
+
+
+def run_beside(command: Sequence[str], output: Path, *, num_threads: int) -> int:
+    """Run one of several processes at once, its output in a file; returns its exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
+    begun = time.monotonic()
+    console.print(f"{output.parent}: begun")
+    with output.open("w", encoding="utf-8") as stream:
+        code = subprocess.run(
+            command, check=False, env=environment, stdout=stream, stderr=subprocess.STDOUT
+        ).returncode
+    took = f"after {time.monotonic() - begun:.0f} s"
+    console.print(f"{output.parent}: " + (f"done {took}" if code == 0 else f"failed {took}, see {output}"))
+    return code
 
 
 def read_entry(name: str, recipe: Recipe, run_dir: Path) -> Entry:

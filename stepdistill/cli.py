@@ -153,6 +153,10 @@ def bench(
     ] = None,
     n: Annotated[int | None, typer.Option(help="images per row; default: 2000", min=16)] = None,
     seed: Annotated[int | None, typer.Option(help="of every run; default: 0")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="recipes at once, each on its share of the cores; default: 1, quick 2", min=1),
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option(
@@ -169,7 +173,9 @@ def bench(
     from stepdistill.bench import QUICK, BenchBudget, budget_with, run_bench
 
     chosen = recipes or [str(path) for path in sorted(resolve_path("recipes").glob("emoji_*.yaml"))]
-    budget = budget_with(QUICK if quick else BenchBudget(), minutes=minutes, num_images=n, seed=seed)
+    budget = budget_with(
+        QUICK if quick else BenchBudget(), minutes=minutes, num_images=n, seed=seed, jobs=jobs
+    )
     failed = run_bench(chosen, out, budget)
     console.print((out / "leaderboard.md").read_text(), highlight=False, soft_wrap=True)
     if failed:

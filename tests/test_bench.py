@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from stepdistill.schedule import FlowSchedule
 from stepdistill.testing.prompts import ComponentPrompts
 from stepdistill.testing.toys import MLPDenoiser
 from stepdistill.training.cost import CostMeter
+from stepdistill.training.interrupt import RunInterruptedError
 
 RECIPE = "recipes/emoji_dmd2_demo.yaml"
 FLOOR = Row("floor", frechet_distance=1.5, n=64)
@@ -38,7 +41,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Sequence[str]]]
     """Runs that were asked for; each takes two seconds an iteration and writes what a real one writes."""
     calls: list[tuple[Path, Sequence[str]]] = []
 
-    def run(recipe: str, run_dir: Path, overrides: Sequence[str]) -> bool:
+    def run(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
         calls.append((run_dir, overrides))
         run_dir.mkdir(parents=True, exist_ok=True)
         cost = {**COST, "train_seconds": 2.0 * PACE_STEPS if run_dir.name == "pace" else 60.0}
@@ -139,6 +142,50 @@ def test_the_quick_budget_measures_each_student_at_its_own_steps(tmp_path: Path,
         run_bench([RECIPE], tmp_path / name, budget)
     own = ["validation.evaluated_steps=[]" in overrides for run, overrides in started if run.name != "pace"]
     assert own == [True, False]
+
+
+def test_the_quick_budget_leaves_coverage_out(tmp_path: Path, started: Started) -> None:
+    run_bench([RECIPE], tmp_path, QUICK)
+    assert "validation.with_coverage=false" in started[-1][1]
+
+
+def test_one_of_several_runs_has_its_share_of_the_cores_and_its_output_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output.log"
+    for status, said in ((0, "done after 0 s"), (3, f"failed after 0 s, see {output}")):
+        code = f"import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit({status})"
+        assert bench.run_beside([sys.executable, "-c", code], output, num_threads=2) == status
+        assert output.read_text() == "2\n"
+        assert said in capsys.readouterr().err
+
+
+def test_recipes_run_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Barrier(2, timeout=30)
+
+    def run(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
+        both.wait()
+        return False
+
+    monkeypatch.setattr(bench, "start_run", run)
+    twin = tmp_path / "twin.yaml"
+    twin.write_text(Path(RECIPE).read_text())
+    assert run_bench([RECIPE, str(twin)], tmp_path, QUICK) == ["emoji_dmd2_demo", "twin"]
+
+
+def test_a_signal_cancels_what_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def stopped(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
+        begun.append(run_dir.name)
+        raise RunInterruptedError("stopped")
+
+    monkeypatch.setattr(bench, "start_run", stopped)
+    twin = tmp_path / "twin.yaml"
+    twin.write_text(Path(RECIPE).read_text())
+    with pytest.raises(RunInterruptedError):
+        run_bench([RECIPE, str(twin)], tmp_path, BenchBudget())
+    assert begun == ["pace"], "the second recipe was not begun"
 
 
 def test_a_benchmark_begun_before_a_budget_had_a_field_goes_on(tmp_path: Path, started: Started) -> None:

@@ -126,6 +126,9 @@ class ValidationConfig(Section):
     num_evaluated: int = Field(
         default=0, ge=0, description="images per row of results.json (emoji only); 0: not measured"
     )
+    with_coverage: bool = Field(
+        default=True, description="measure coverage at the end too: 512 more pictures a row"
+    )
     evaluated_steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(
         default_factory=list,
         description="numbers of steps at which the student is measured; empty: method.num_steps. Most methods' students run in "

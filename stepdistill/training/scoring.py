@@ -53,7 +53,9 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
         raise UserError("only students of diffusers pipelines can be evaluated")
     evaluator = load_evaluator(EMOJI.with_images(recipe.validation.num_evaluated))
     is_half = chosen_precision(recipe.train.mixed_precision, training_device(recipe.train)) == "bf16"
-    options = RunOptions(dtype=torch.bfloat16 if is_half else torch.float32)
+    options = RunOptions(
+        dtype=torch.bfloat16 if is_half else torch.float32, with_coverage=recipe.validation.with_coverage
+    )
     scale = recipe.validation.teacher_guidance_scale
     # A copy without adapters: the teacher's own network runs under whichever role was active last.
     stock = teacher.pipeline(distiller.sampler())
