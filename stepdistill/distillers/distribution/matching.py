@@ -63,6 +63,11 @@ class DistributionMatchingConfig(DistillerConfig):
     renoise_shift: float = Field(
         default=1.0, gt=0.0, description="shift of these times towards noise; 1 is uniform"
     )
+    critic_shift: float = Field(
+        default=1.0,
+        gt=0.0,
+        description="the same of the times at which the fake score learns",
+    )
     normaliser: Literal["mean_abs", "none"] = Field(
         default="mean_abs", description="scale of the gradient (DMD eq. 8)"
     )
@@ -121,6 +126,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         self.times = Shifted(
             Uniform(self.config.renoise_lo, self.config.renoise_hi), self.config.renoise_shift
         )
+        self.critic_times = Shifted(Uniform(), self.config.critic_shift)
 
     @property
     def fake_score(self) -> Denoiser:
@@ -180,7 +186,7 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
     ) -> tuple[Latents, Times, Latents]:
         """Noised samples, their times, and what the fake score should predict there."""
         schedule = self.fake_score.schedule
-        t, eps = rng.uniform("t"), rng.normal("eps", x0.shape[1:]).to(x0)
+        t, eps = self.critic_times(rng.uniform("t")), rng.normal("eps", x0.shape[1:]).to(x0)
         return schedule.add_noise(x0, eps, t), t, conditional_target(schedule, x0, eps, None, t, prediction)
 
     def sample_student(self, batch: Batch, rng: RandomStream) -> Latents:
