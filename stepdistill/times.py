@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -76,15 +76,27 @@ class LogNormalSigma:
 
 
 @dataclass(frozen=True)
-class Shifted:
-    """Another law, shifted towards noise: see `shift_time`."""
+class ShiftedUniform:
+    """Uniform on [lo, hi), then shifted towards noise (`shift_time`).
 
-    law: TimeLaw
-    shift: float
+    >>> ShiftedUniform(shift=3.0)(torch.tensor([0.0, 0.5]))
+    tensor([0.0000, 0.7500])
+    >>> ShiftedUniform(shift=3.0).above(0.75)(torch.tensor([0.0, 0.5]))
+    tensor([0.7500, 0.9000])
+    """
+
+    lo: float = 0.0
+    hi: float = 1.0
+    shift: float = 1.0
 
     def __call__(self, u: Times) -> Times:
         """The shifted quantile."""
-        return shift_time(self.law(u), self.shift)
+        return shift_time(Uniform(self.lo, self.hi)(u), self.shift)
+
+    def above(self, edge: float) -> ShiftedUniform:
+        """The same law on its times from `edge` on."""
+        start = float(shift_time(torch.tensor(edge, dtype=torch.float64), 1 / self.shift))
+        return replace(self, lo=max(self.lo, start))
 
 
 @dataclass(frozen=True)

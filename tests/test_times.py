@@ -8,7 +8,7 @@ from stepdistill.times import (
     LogitNormal,
     LogNormalSigma,
     Segment,
-    Shifted,
+    ShiftedUniform,
     Uniform,
     few_step_indices,
     shift_time,
@@ -18,7 +18,7 @@ VP = schedule_from_scheduler(diffusers.DDPMScheduler())
 LAWS = {
     "uniform": Uniform(0.02, 0.98),
     "logit_normal": LogitNormal(-0.4, 1.0),
-    "shifted": Shifted(Uniform(), 3.0),
+    "shifted": ShiftedUniform(shift=3.0),
     "log_normal_sigma": LogNormalSigma(-1.2, 1.2, FlowSchedule()),
     "log_normal_sigma_vp": LogNormalSigma(-1.2, 1.2, VP),
     "grid": Grid((0.25, 0.5, 0.75, 1.0)),

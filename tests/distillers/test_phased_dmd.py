@@ -167,6 +167,10 @@ def test_times_keep_above_the_edge_and_weights_are_bounded() -> None:
     assert weight.min() < 1
     assert a.max() < 1
     assert torch.equal(distiller.critic_weight(learnt, step=1), torch.ones(4000))
+    shifted = tiny(num_steps=2, critic_shift=3.0, student_every=1, edge_margin=0.001)
+    later = shifted.denoising_task(x, "eps", rng)[1]
+    assert edge + 0.0009 < later.min() < edge + 0.01
+    assert later.median() > learnt.median() + 0.05
 
 
 def test_two_experts_reach_the_teacher() -> None:

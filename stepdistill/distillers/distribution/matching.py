@@ -32,7 +32,7 @@ from stepdistill.prediction import Prediction, conditional_target
 from stepdistill.rng import RandomStream
 from stepdistill.rollout import backward_simulation
 from stepdistill.sampler import StudentSampler
-from stepdistill.times import Shifted, Uniform
+from stepdistill.times import ShiftedUniform
 from stepdistill.typing import Latents, Times
 
 Terms = dict[str, Tensor]
@@ -123,10 +123,9 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
         given = [] if fake_score is None else [fake_score]
         wanted = range(self.config.num_fake_scores - len(given))
         self.fake_scores = [*given, *(teacher.role("fake_score", self.roles) for _ in wanted)]
-        self.times = Shifted(
-            Uniform(self.config.renoise_lo, self.config.renoise_hi), self.config.renoise_shift
-        )
-        self.critic_times = Shifted(Uniform(), self.config.critic_shift)
+        config = self.config
+        self.times = ShiftedUniform(config.renoise_lo, config.renoise_hi, config.renoise_shift)
+        self.critic_times = ShiftedUniform(shift=config.critic_shift)
 
     @property
     def fake_score(self) -> Denoiser:

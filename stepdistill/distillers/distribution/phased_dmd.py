@@ -32,7 +32,7 @@ from stepdistill.errors import UserError
 from stepdistill.prediction import Prediction, conditional_target
 from stepdistill.rng import RandomStream
 from stepdistill.rollout import backward_simulation
-from stepdistill.times import Shifted, Uniform, shift_time
+from stepdistill.times import ShiftedUniform
 from stepdistill.typing import Latents, Times
 
 
@@ -108,12 +108,7 @@ class PhasedDMD(DistributionMatching[PhasedDMDConfig]):
     def renoise(self, x0: Latents, rng: RandomStream) -> tuple[Latents, Times]:
         """Carry x_s on to a time between s and pure noise, x_t ~ q(x_t | x_s)."""
         s = self.edges[self.phase_at(rng.step)]
-        lowest = self.config.renoise_lo
-        if s > 0:
-            lowest = max(lowest, self.inverse_shift(s + self.config.edge_margin))
-        t = Shifted(Uniform(lowest, self.config.renoise_hi), self.config.renoise_shift)(
-            rng.uniform("renoise_t")
-        )
+        t = self.within_phase(self.times, s)(rng.uniform("renoise_t"))
         eps = rng.normal("renoise_eps", x0.shape[1:]).to(x0)
         return self.teacher.schedule.renoise(x0, eps, torch.full_like(t, s), t), t
 
@@ -122,7 +117,7 @@ class PhasedDMD(DistributionMatching[PhasedDMDConfig]):
     ) -> tuple[Latents, Times, Latents]:
         """x_t from x_s, and the target whose mean is the prediction of the law of x_s carried on to t."""
         schedule, s = self.fake_score.schedule, self.edges[self.phase_at(rng.step)]
-        t = Uniform(s + self.config.edge_margin if s > 0 else 0.0, 1.0)(rng.uniform("t"))
+        t = self.within_phase(self.critic_times, s)(rng.uniform("t"))
         eps, since = rng.normal("eps", x0.shape[1:]).to(x0), torch.full_like(t, s)
         target = conditional_target(schedule, x0, eps, since, t, prediction)
         return schedule.renoise(x0, eps, since, t), t, target
@@ -143,9 +138,9 @@ class PhasedDMD(DistributionMatching[PhasedDMDConfig]):
             return step // self.config.student_every % count
         return min(step // iterations, count - 1)
 
-    def inverse_shift(self, t: float) -> float:
-        """The time that the shift of the compared times takes to t."""
-        return float(shift_time(torch.tensor(t, dtype=torch.float64), 1 / self.config.renoise_shift))
+    def within_phase(self, law: ShiftedUniform, s: float) -> ShiftedUniform:
+        """A law of times on what lies above a phase's edge."""
+        return law.above(s + self.config.edge_margin) if s > 0 else law
 
     def student_at(self, step: int) -> Denoiser:
         """The expert of the phase at turn."""
