@@ -28,6 +28,20 @@ def guide(cond: Latents, uncond: Latents, scale: float | Tensor) -> Latents:
     return uncond + scale * (cond - uncond)
 
 
+def rescaled(guided: Latents, cond: Latents, part: float) -> Latents:
+    """A guided estimate of x0 brought back towards the size of the plain one, sample by sample.
+
+    At high noise guidance makes x0 larger than any data is. This takes a part of that back
+    (https://arxiv.org/abs/2305.08891, eq. 15 and 16; here of x0, whatever the network predicts).
+
+    >>> rescaled(torch.tensor([[-4.0, 4.0]]), torch.tensor([[-1.0, 1.0]]), part=1.0)
+    tensor([[-1.,  1.]])
+    """
+    size, plain = (x0.flatten(1).std(1) for x0 in (guided, cond))
+    factor = 1 - part + part * plain / size.clamp_min(1e-12)
+    return guided * factor.reshape(-1, *[1] * (guided.ndim - 1))
+
+
 @dataclass(frozen=True, eq=False)
 class Guidance:
     """How a denoiser is guided in one call.
@@ -36,11 +50,13 @@ class Guidance:
         scale: standard scale, one number or one per sample.
         uncond: conditioning of the empty (or negative) prompt; a single row serves the whole batch.
         interval: guided where lo <= t <= hi, plain elsewhere (https://arxiv.org/abs/2404.07724).
+        rescale: part of the guided x0's larger size that is taken back, see `rescaled`.
     """
 
     scale: float | Tensor
     uncond: Conditioning
     interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
 
     @property
     def is_off(self) -> bool:

@@ -13,12 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from stepdistill import cli
+from stepdistill.errors import UserError
 from stepdistill.testing import tiny_pipeline
 from stepdistill.training.recipe import load_recipe
-from stepdistill.training.run import build_trainer
+from stepdistill.training.run import build_trainer, distill, restore
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         ("data.prompts=prompts.doc", "neither 'emoji' nor"),
         ("data.images=nowhere", "data.images"),
         ("model.pretrained_model_name_or_path=/nowhere/model", "there is no folder"),
+        ("train.start_from=/nowhere", "holds no last checkpoint"),
         ("train.device=cuda", "train.device=cpu"),
         ("train.use_8bit_adam=true", "stepdistill[quant]"),
         ("train.output_dir=/proc/run", "set train.output_dir"),
@@ -186,6 +189,24 @@ def test_a_run_from_recipe_to_export_and_again(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
+def test_a_student_starts_from_another_runs_average(recipe: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    distill(load_recipe(recipe, [f"train.output_dir={first}"]))
+    there, _ = restore(first)
+    trained = there.student.role_state_dict()
+    second = [f"train.output_dir={tmp_path / 'second'}", f"train.start_from={first}"]
+    trainer = build_trainer(load_recipe(recipe, second))
+    begun = trainer.distiller.student.role_state_dict()
+    assert any(value.abs().max() > 0 for name, value in begun.items() if "lora_B" in name)
+    assert all(torch.equal(begun[name], trained[name]) for name in trained)
+    assert all(
+        torch.equal(mean, parameter)
+        for mean, parameter in zip(trainer.ema.average, trainer.ema.parameters, strict=True)
+    )
+    with pytest.raises(UserError, match="does not fit the recipe"):
+        build_trainer(load_recipe(recipe, [*second, "roles.rank=3"]))
+
+
 def test_pairs_are_computed_once_and_read_by_the_run(
     capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
 ) -> None:

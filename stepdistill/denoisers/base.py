@@ -27,7 +27,7 @@ from stepdistill.denoisers.roles import (
     upcast,
 )
 from stepdistill.errors import UserError
-from stepdistill.guidance import Guidance, guide
+from stepdistill.guidance import Guidance, guide, rescaled
 from stepdistill.prediction import Prediction, to_x0_eps
 from stepdistill.sampler import SamplerKind, StudentSampler
 from stepdistill.schedule import NoiseSchedule, at_least_float32
@@ -83,15 +83,24 @@ class Denoiser(nn.Module):
         self.activate()
         cond = cond.expand(len(x_t))
         if guidance is None or guidance.is_off:
-            output = self.forward_network(x_t, t, cond)
-        else:
-            both = Conditioning.cat([cond, guidance.uncond.expand(len(x_t))])
-            outputs = self.forward_network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-            with_cond, without = at_least_float32(outputs).chunk(2)
-            output = guide(with_cond, without, guidance.scale_at(at_least_float32(t)))
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        x0, eps = to_x0_eps(self.prediction, output, x_t, alpha, sigma)
+            x0, eps = self.estimates(self.forward_network(x_t, t, cond), x_t, t)
+            return Denoised(x0, eps, t)
+        both = Conditioning.cat([cond, guidance.uncond.expand(len(x_t))])
+        outputs = self.forward_network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        with_cond, without = at_least_float32(outputs).chunk(2)
+        output = guide(with_cond, without, guidance.scale_at(at_least_float32(t)))
+        x0, eps = self.estimates(output, x_t, t)
+        if guidance.rescale > 0:
+            plain, _ = self.estimates(with_cond, x_t, t)
+            x0, eps = self.estimates(rescaled(x0, plain, guidance.rescale), x_t, t, "x0")
         return Denoised(x0, eps, t)
+
+    def estimates(
+        self, output: Latents, x_t: Latents, t: Times, prediction: Prediction | None = None
+    ) -> tuple[Latents, Latents]:
+        """(x0, eps) of an output at x_t, in the network's own prediction unless another is named."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return to_x0_eps(prediction or self.prediction, output, x_t, alpha, sigma)
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
         """The network's raw output, in `self.prediction`."""

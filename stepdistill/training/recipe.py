@@ -100,6 +100,11 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     seed: int = 0
     output_dir: str = "runs/run"
+    start_from: str | None = Field(
+        default=None,
+        description="a finished run of the same model and roles: the student begins as that run's averaged student, not as the "
+        "teacher. Students of consistency methods keep the teacher's proportions of what lies far apart",
+    )
     resume_from_checkpoint: str | None = Field(
         default="latest", description="'latest', a folder, or null to start over"
     )

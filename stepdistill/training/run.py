@@ -135,6 +135,8 @@ def precompute_pairs(recipe: Recipe, watch: Watch = iter) -> int:
 def build_trainer(recipe: Recipe) -> Trainer:
     """Everything that `fit` needs."""
     distiller, device = build_distiller(recipe), training_device(recipe.train)
+    if recipe.train.start_from is not None:
+        load_student_of(Path(recipe.train.start_from), distiller, recipe)
     place_encoders(distiller.teacher, text=device, images=device)
     data = build_data(recipe, distiller.teacher)
     place_encoders(distiller.teacher, text=torch.device("cpu"), images=device)
@@ -203,6 +205,18 @@ def restore(
     """
     recipe = load_recipe(run_dir / "recipe.yaml", overrides)
     distiller = build_distiller(recipe)
+    load_student_of(run_dir, distiller, recipe, which=which)
+    return distiller, recipe
+
+
+def load_student_of(
+    run_dir: Path, distiller: Distiller, recipe: Recipe, *, which: Literal["last", "best"] = "last"
+) -> None:
+    """Put the averaged student of a run folder into a distiller.
+
+    Raises:
+        UserError: the folder holds no such checkpoint, or one of other networks than the recipe's.
+    """
     folder = latest_checkpoint(run_dir if which == "last" else run_dir / "best")
     if folder is None:
         raise UserError(
@@ -213,9 +227,8 @@ def restore(
         load_student(distiller, recipe, tensors, averaged=which == "last")
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{folder} does not fit the recipe ({error}); change only what is asked of a trained student, such as export.formats"
+            f"{folder} does not fit the recipe ({error}): model, roles and experts have to be those it was trained with"
         ) from error
-    return distiller, recipe
 
 
 def load_student(

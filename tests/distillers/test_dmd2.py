@@ -421,6 +421,7 @@ def test_outside_its_interval_there_is_no_guidance(method: str) -> None:
         {"guidance_scale": 1.0},
         {"guidance_scale": 4.0, "guidance_interval": (0.0, 0.5)},
         {"guidance_scale": 4.0},
+        {"guidance_scale": 4.0, "guidance_rescale": 1.0},
     ):
         teacher = sd.load_teacher(tiny_pipeline("sd"))
         distiller = kind(teacher, kind.Config(**kept, **options), roles=sd.Roles(rank=2))
@@ -428,6 +429,7 @@ def test_outside_its_interval_there_is_no_guidance(method: str) -> None:
         losses.append(distiller.student_step(batch_of(distiller)).terms["dm"].item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] != pytest.approx(losses[0], rel=1e-3)
+    assert losses[3] != pytest.approx(losses[2], rel=1e-3)
 
 
 def test_an_empty_interval_of_guidance_is_refused() -> None:

@@ -54,6 +54,13 @@ class DistributionMatchingConfig(DistillerConfig):
         description="times between which the teacher is guided; at high noise a guided score is no score of noised samples, and "
         "asks for more contrast than any samples have",
     )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="part of what guidance adds to the size of the teacher's x0 that is taken back; at high noise the guided x0 is "
+        "larger than any data is",
+    )
     renoise_lo: float = Field(
         default=0.02, ge=0.0, le=1.0, description="cleanest time at which scores are compared"
     )
@@ -210,7 +217,12 @@ class DistributionMatching(Distiller, Generic[ConfigT]):
 
     def guidance(self, batch: Batch) -> Guidance:
         """The teacher's guidance."""
-        return Guidance(self.config.guidance_scale, batch.uncond, self.config.guidance_interval)
+        return self.guidance_at(self.config.guidance_scale, batch)
+
+    def guidance_at(self, scale: float | Tensor, batch: Batch) -> Guidance:
+        """A guidance of this scale under the method's other options."""
+        config = self.config
+        return Guidance(scale, batch.uncond, config.guidance_interval, config.guidance_rescale)
 
     def fake_guidance(self, batch: Batch) -> Guidance | None:
         """The fake score's guidance: none, since it knows what the student makes of a prompt."""

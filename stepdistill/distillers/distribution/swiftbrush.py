@@ -129,7 +129,7 @@ class SwiftBrush(DistributionMatching[SwiftBrushConfig]):
         """A constant scale, or PG-SB's: the same draw for teacher and fake score."""
         lo, hi = self.config.guidance_scale, self.config.guidance_scale_max
         scale = lo if hi is None else RandomScale(lo, hi)(batch.rng.uniform("guidance_scale"))
-        return Guidance(scale, batch.uncond, self.config.guidance_interval)
+        return self.guidance_at(scale, batch)
 
     def fake_guidance(self, batch: Batch) -> Guidance:
         """The teacher's guidance, or ESD's: uncond + (1 - lambda) (cond - uncond)."""
