@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepdistill.metrics.scorers import Answers, background_error, coverage, is_right
+from stepdistill.metrics.scorers import Answers, background_error, background_imbalance, coverage, is_right
 from stepdistill.metrics.stats import frechet_distance_of_features, kernel_distance
 
 
@@ -110,6 +110,7 @@ class Row:
     prompt_accuracy: float | None = None
     coverage: float | None = None
     background_error: float | None = None
+    background_imbalance: float | None = None
     guidance_scale: float | None = None
     latency_s: float | None = None
     n: int | None = None
@@ -157,14 +158,16 @@ def distances(measured: Measurements, reference: Measurements) -> dict[str, floa
 def caption_scores(
     measured: Measurements, answers: Sequence[Answers], background_colours: Tensor
 ) -> dict[str, float]:
-    """CLIP score, prompt accuracy and background error: means over images, one set of answers each."""
+    """CLIP score, prompt accuracy and background error, means over images with one set of answers each; background imbalance."""
     right = _per_image(lambda i, a: is_right(measured.glyphs[i], measured.backgrounds[i], a), answers)
     errors = _per_image(lambda i, a: background_error(measured.colours[i], background_colours, a), answers)
-    return {
+    scores = {
         "clip_score": float(measured.clip_scores.double().mean()),
         "prompt_accuracy": float(right.double().mean()),
         "background_error": float(errors.double().mean()),
     }
+    imbalance = background_imbalance(measured.backgrounds, answers)
+    return scores if imbalance is None else {**scores, "background_imbalance": imbalance}
 
 
 def _per_image(score: Callable[[slice, Answers], Tensor], answers: Sequence[Answers]) -> Tensor:

@@ -39,6 +39,7 @@ COLUMNS = (
     Column("prompt_accuracy", "Prompt accuracy", "{:.1%}", 1),
     Column("coverage", "Coverage", "{:.1%}", 1),
     Column("background_error", "Background error", "{:.1f}", -1),
+    Column("background_imbalance", "Background imbalance", "{:.1%}", -1),
     Column("latency_s", "Latency, s", "{:.3f}", -1),
     Column("n", "Images", "{:d}"),
 )
