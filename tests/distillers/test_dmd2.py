@@ -318,10 +318,13 @@ def test_the_critic_space_only_weights_times() -> None:
 def test_the_shifts_move_compared_and_learnt_times_apart_from_each_other() -> None:
     u = (torch.arange(1000) + 0.5) / 1000
     teacher = sd.load_teacher(tiny_pipeline("sd"))
-    config = DMD2Config(num_steps=1, renoise_shift=2.0, critic_shift=3.0)
+    gan = GANConfig(student_weight=1e-3)
+    config = DMD2Config(num_steps=1, renoise_shift=2.0, critic_shift=3.0, gan=gan)
     distiller = sd.DMD2(teacher, config, roles=sd.Roles(rank=2))
     assert distiller.times(u).median().item() == pytest.approx(2 / 3, abs=2e-3)
     assert distiller.critic_times(u).median().item() == pytest.approx(3 / 4, abs=2e-3)
+    assert distiller.gan is not None
+    assert distiller.gan.times == distiller.critic_times, "real latents are judged where samples are"
     rng = sd.RandomStream(0, 0, tuple(range(512)))
     x0 = torch.zeros(512, *teacher.latent_shape())
     learnt = distiller.denoising_task(x0, "eps", rng)[1]

@@ -61,7 +61,8 @@ class DMD2(DistributionMatching[DMD2Config]):
     ) -> None:
         super().__init__(teacher, config, roles=roles, student=student, fake_score=fake_score)
         gan = self.config.gan
-        self.gan = LatentGAN(self.fake_score, gan) if gan.student_weight > 0 else None
+        # The heads see samples in the fake score's pass, so real latents have to be noised by the same law.
+        self.gan = LatentGAN(self.fake_score, gan, self.critic_times) if gan.student_weight > 0 else None
 
     def match(self, x0: Latents, batch: Batch, rng: RandomStream) -> tuple[Terms, Logs]:
         """Distribution matching (section 4.1) and the generator's side of the GAN (section 4.3)."""
