@@ -41,17 +41,19 @@ def write_report(run_dir: str | Path, *, code: str | None = None, picture: Path 
     contract = json.loads(_text(run_dir / "export/stepdistill.json") or "{}")
     document = json.loads(_text(run_dir / RESULTS_NAME) or "{}")
     rows = [Row.read(record) for record in document.get("rows", [])]
+    steps = num_steps(recipe, contract)
+    by_steps = sorted(rows, key=lambda row: row.steps != steps)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
         (files("stepdistill.metrics") / "templates/report.html.j2").read_text(encoding="utf-8")
     )
     page = template.render(
         header=header(recipe, contract, records),
-        tiles=headlines(rows),
+        tiles=headlines(rows, steps=steps),
         rows=[_table_row(row, rows) for row in rows],
         columns=present_columns(rows),
         protocol=document.get("protocol") or {},
-        search=next((row.sampler_search for row in rows if row.sampler_search), None),
+        search=next((row for row in by_steps if row.sampler_search), None),
         comparison=read_comparison(run_dir / COMPARISON),
         curves=[
             (f"{name} / {panel.title}", _svg(draw_panel(panel))) for name, panel in ordered_panels(records)
@@ -86,7 +88,7 @@ def header(
     given = yaml.safe_load(recipe or "") or {}
     method, roles, train = (given.get(key) or {} for key in ("method", "roles", "train"))
     source = (given.get("model") or {}).get("pretrained_model_name_or_path") or contract.get("base_model")
-    steps = method.get("num_steps") or contract.get("steps")
+    steps = num_steps(recipe, contract)
     name = method.get("name") or contract.get("method")
     facts = {
         "method": name,
@@ -104,6 +106,12 @@ def header(
         "title": title + words,
         "facts": {key: value for key, value in facts.items() if value is not None},
     }
+
+
+def num_steps(recipe: str | None, contract: Mapping[str, Any]) -> int | None:
+    """The number of steps that the student was trained for."""
+    method = (yaml.safe_load(recipe or "") or {}).get("method") or {}
+    return method.get("num_steps") or contract.get("steps")
 
 
 def total_seconds(records: Sequence[Mapping[str, float]]) -> float:

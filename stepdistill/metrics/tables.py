@@ -106,9 +106,13 @@ def _strip(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def headlines(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The few figures that tell the result: distances side by side, evaluations saved, accuracy and variety kept."""
-    student = next((row for row in rows if row.model == "student"), None)
+def headlines(rows: Sequence[Row], *, steps: int | None = None) -> list[dict[str, str]]:
+    """The few figures that tell the result: distances side by side, evaluations saved, accuracy and variety kept.
+
+    Of a student that was measured at several numbers of steps, the row at `steps`; the first where there is none.
+    """
+    students = sorted((row for row in rows if row.model == "student"), key=lambda row: row.steps != steps)
+    student = next(iter(students), None)
     teachers = sorted((row for row in rows if row.model == "teacher"), key=lambda row: row.steps or 0)
     if student is None or not teachers:
         return []

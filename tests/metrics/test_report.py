@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -163,6 +164,13 @@ def test_tables_leave_empty_what_was_not_measured(run_dir: Path) -> None:
 def test_headlines_need_both_sides() -> None:
     assert [tile["value"] for tile in headlines(ROWS)] == ["2.25", "25x", "76.0%", "81.0%"]
     assert headlines(ROWS[2:]) == []
+
+
+def test_headlines_are_of_the_number_of_steps_that_was_trained() -> None:
+    student = next(row for row in ROWS if row.model == "student")
+    more = [*ROWS, replace(student, steps=2, frechet_distance=1.5)]
+    assert headlines(more, steps=2)[0]["value"] == "1.50"
+    assert headlines(more)[0]["value"] == headlines(more, steps=8)[0]["value"] == "2.25"
 
 
 def test_guidance_curve_is_drawn() -> None:
