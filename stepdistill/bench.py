@@ -201,8 +201,8 @@ def final_overrides(budget: BenchBudget, steps: int) -> list[str]:
     if not budget.with_coverage:
         fewer.append("validation.with_coverage=false")
     return [
-        *fewer, f"train.max_train_steps={steps}", f"train.seed={budget.seed}", f"train.checkpointing_steps={max(steps // 4, 1)}",
-        f"validation.every={max(steps // 2, 1)}", f"validation.num_evaluated={budget.num_images}",
+        *fewer, f"train.max_train_steps={steps}", f"train.seed={budget.seed}", f"train.checkpointing_steps={-(-steps // 4)}",
+        f"validation.every={-(-steps // 2)}", f"validation.num_evaluated={budget.num_images}",
     ]  # fmt: skip
 
 
