@@ -173,12 +173,15 @@ def test_recipes_run_beside_each_other(tmp_path: Path, monkeypatch: pytest.Monke
     assert run_bench([RECIPE, str(twin)], tmp_path, QUICK) == ["emoji_dmd2_demo", "twin"]
 
 
-def test_a_signal_cancels_what_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signal", [RunInterruptedError("stopped"), KeyboardInterrupt()])
+def test_a_signal_cancels_what_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: BaseException
+) -> None:
     begun = []
 
     def stopped(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
         begun.append(run_dir.name)
-        raise RunInterruptedError("stopped")
+        raise signal
 
     monkeypatch.setattr(bench, "start_run", stopped)
     twin = tmp_path / "twin.yaml"

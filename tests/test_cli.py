@@ -207,6 +207,7 @@ def test_a_student_starts_from_another_runs_average(recipe: Path, tmp_path: Path
         build_trainer(load_recipe(recipe, [*second, "roles.rank=3"]))
 
 
+@pytest.mark.slow
 def test_pairs_are_computed_once_and_read_by_the_run(
     capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
 ) -> None:

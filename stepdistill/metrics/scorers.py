@@ -108,7 +108,7 @@ def background_imbalance(backgrounds: Tensor, answers: Sequence[Answers]) -> flo
     >>> background_imbalance(torch.tensor([0, 0, 0, 1]), [free] * 4), background_imbalance(torch.tensor([0, 1]), [free] * 2)
     (0.25, 0.0)
     """
-    kinds = 1 + max(int(torch.cat([backgrounds, *(one.backgrounds for one in answers)]).max()), 0)
+    kinds = 1 + int(torch.cat([backgrounds, *(one.backgrounds for one in answers)]).max())
     drawn, expected = torch.zeros(kinds, dtype=torch.float64), torch.zeros(kinds, dtype=torch.float64)
     free = [i for i, one in enumerate(answers) if len(one.backgrounds) > 1]
     for i in free:

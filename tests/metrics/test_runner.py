@@ -12,9 +12,10 @@ from stepdistill.denoisers import load_teacher
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.denoisers.roles import Roles
 from stepdistill.metrics.generation import Generation, counted_evaluations, generate, prompt_seed
-from stepdistill.metrics.measurements import Measurements, Row
+from stepdistill.metrics.measurements import Measurements, Row, caption_scores
 from stepdistill.metrics.runner import Draws, RunOptions, evaluate, measure_generation
 from stepdistill.metrics.samplers import best_stock_sampler, stock_samplers, teacher_comparison
+from stepdistill.metrics.scorers import Answers
 from stepdistill.metrics.store import MeasurementStore
 from stepdistill.metrics.tables import write_results
 from stepdistill.sampler import StudentSampler
@@ -211,3 +212,26 @@ def test_the_protocols_hash_names_all_but_the_count(evaluator) -> None:
     protocol = evaluator.protocol
     assert protocol.with_images(5).hash == protocol.hash
     assert replace(protocol, seed=1).hash != protocol.hash
+
+
+def test_shares_of_backgrounds_are_a_score_of_their_own() -> None:
+    """Right pictures all on one background: nothing but the imbalance tells."""
+    answers = [Answers.uniform([0], [0, 1])] * 4
+    scores = [
+        caption_scores(
+            Measurements(
+                features=torch.zeros(4, 2),
+                clip_scores=torch.ones(4),
+                glyphs=torch.zeros(4, dtype=torch.long),
+                backgrounds=backgrounds,
+                colours=torch.eye(3)[backgrounds],
+                pictures=torch.zeros(0, 3, 1, 1, dtype=torch.uint8),
+            ),
+            answers,
+            torch.eye(3)[:2],
+        )
+        for backgrounds in (torch.tensor([0, 1, 0, 1]), torch.zeros(4, dtype=torch.long))
+    ]
+    even, uneven = (each.pop("background_imbalance") for each in scores)
+    assert (even, uneven) == (0.0, 0.5)
+    assert scores[0] == scores[1]
