@@ -215,6 +215,19 @@ def test_teachers_drawn_in_different_number_types_are_told_apart(tmp_path: Path)
     assert "teacher, float32" in (tmp_path / "leaderboard.html").read_text()
 
 
+def test_a_teacher_guided_otherwise_replaces_none(tmp_path: Path) -> None:
+    """A recipe may measure its teacher at a worse guidance: both have a line, and the summary has the better one."""
+    worse = Row("teacher", steps=2, frechet_distance=90.0, guidance_scale=1.0, sampler="Euler")
+    entries = [
+        Entry("good", "dmd2", "folder", tuple(rows(2, 5.0)), COST),
+        Entry("other", "pso", "folder", (worse,), COST),
+    ]
+    names = [line["cells"][0] for line in lines(entries)]
+    assert {"teacher, guidance 1, Euler", "teacher, guidance 2, Euler"} < set(names)
+    assert "| 20.0 / - / - |" in summary(entries)
+    assert "90.0" not in summary(entries)
+
+
 def test_passes_are_counted_per_sample_and_only_within_the_block() -> None:
     toy = MLPDenoiser((2,), FlowSchedule(), prompts=ComponentPrompts(torch.full((2,), 0.5)))
     meter = CostMeter([toy, toy, torch.nn.Linear(1, 1)])

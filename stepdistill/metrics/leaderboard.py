@@ -85,14 +85,13 @@ def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> Non
 def lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Cells of one teacher's table: floor, teacher by falling steps, then students by steps and distance."""
     references = {
-        (row.model, row.steps, precision_suffix(row, entries)): row
+        (row.model, row.steps, reference_name(row) + precision_suffix(row, entries)): row
         for entry in entries
         for row in entry.others
     }
     ordered = sorted(references.items(), key=lambda item: (item[0][0] != "floor", -(item[0][1] or 0)))
     table: list[dict[str, Any]] = [
-        {"kind": row.model, "cells": [reference_name(row) + suffix, *quality(row), "", "", ""]}
-        for (_, _, suffix), row in ordered
+        {"kind": row.model, "cells": [name, *quality(row), "", "", ""]} for (_, _, name), row in ordered
     ]
     trained = [(row, entry) for entry in entries for row in entry.students]
     for row, entry in sorted(trained, key=lambda pair: (pair[0].steps or 0, pair[0].frechet_distance or 0.0)):
@@ -149,7 +148,9 @@ def summary(entries: Sequence[Entry]) -> str:
             for row in rows:
                 teacher = f"teacher, best stock sampler{precision_suffix(row, entries)}"
                 title = name or (REAL if row.model == "floor" else teacher)
-                lines.setdefault(title, {})[row.steps] = row
+                cells = lines.setdefault(title, {})
+                # Recipes may guide the teacher differently: the best of them stands here.
+                cells[row.steps] = min(cells.get(row.steps, row), row, key=_distance)
     numbers = sorted({steps for cells in lines.values() for steps in cells if steps is not None})
     best = {title: min(cells.values(), key=_distance) for title, cells in lines.items()}
     body = [
@@ -184,20 +185,21 @@ def _distance(row: Row) -> float:
 
 def quality_figure(entries: Sequence[Entry]) -> str:
     """Frechet distance over steps, a line for each recipe and one for the teacher, as SVG."""
-    series: dict[str, set[tuple[int, float]]] = {}
+    series: dict[str, dict[int, float]] = {}
     for entry in entries:
         own = [(entry.name, row) for row in entry.students]
         teacher = [(f"teacher{precision_suffix(row, entries)}", row) for row in entry.others]
         for name, row in [*own, *teacher]:
             if row.steps and row.frechet_distance is not None:
-                series.setdefault(name, set()).add((row.steps, row.frechet_distance))
+                points = series.setdefault(name, {})
+                points[row.steps] = min(points.get(row.steps, row.frechet_distance), row.frechet_distance)
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     with rc_context(STYLE):
         axes = figure.add_subplot()
         teachers = [name for name in sorted(series) if name.startswith("teacher")]
         students = [name for name in sorted(series) if name not in teachers]
         for name in [*students, *teachers]:
-            steps, values = zip(*sorted(series[name]), strict=True)
+            steps, values = zip(*sorted(series[name].items()), strict=True)
             # Dashes tell lines of one colour apart: students where the colours come again, teachers of several number types.
             group, colours = (teachers, (FAINT,)) if name in teachers else (students, CYCLE)
             order = group.index(name)
@@ -206,7 +208,7 @@ def quality_figure(entries: Sequence[Entry]) -> str:
             axes.plot(steps, values, dashes, color=colour, marker="o", markersize=4, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        ticks = sorted({steps for points in series.values() for steps, _ in points})
+        ticks = sorted({steps for points in series.values() for steps in points})
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticklabels([str(tick) for tick in ticks])
