@@ -193,7 +193,7 @@ def quality_figure(entries: Sequence[Entry]) -> str:
             if row.steps and row.frechet_distance is not None:
                 points = series.setdefault(name, {})
                 points[row.steps] = min(points.get(row.steps, row.frechet_distance), row.frechet_distance)
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
     with rc_context(STYLE):
         axes = figure.add_subplot()
         teachers = [name for name in sorted(series) if name.startswith("teacher")]
@@ -214,5 +214,5 @@ def quality_figure(entries: Sequence[Entry]) -> str:
         axes.set_xticklabels([str(tick) for tick in ticks])
         axes.set_xlabel("steps")
         axes.set_ylabel("Frechet distance")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
         return to_svg(figure)
