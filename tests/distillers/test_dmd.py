@@ -62,6 +62,21 @@ def test_the_matching_half_is_dmd2_in_one_step() -> None:
     torch.testing.assert_close(first, second, rtol=1e-4, atol=0)
 
 
+def test_with_several_steps_the_first_is_regressed_and_the_others_are_dmd2s() -> None:
+    settings = {"num_steps": 3, "guidance_scale": 3.0, "student_every": 1, "fake_score_per_step": True}
+    old = tiny(sd.DMD, DMDConfig.model_validate({**settings, **EXACT}))
+    new = tiny(sd.DMD2, DMD2Config.model_validate(settings))
+    data, pairs = data_from_prompts(old.teacher, ["a red fox", "two cats"]), batch_of(old).pairs
+    for step in range(3):
+        losses = []
+        for distiller in (old, new):
+            batch = data.batch(seed=0, step=step, indices=range(2), size=2)
+            batch.pairs = pairs
+            losses.append(distiller.student_step(batch))
+        assert set(losses[0].terms) == ({"dm", "regression"} if step == 0 else {"dm"})
+        torch.testing.assert_close(losses[0].terms["dm"], losses[1].terms["dm"], rtol=1e-4, atol=0)
+
+
 def test_the_teachers_own_flow_map_has_no_regression_loss() -> None:
     teacher = GaussianTeacher(torch.full((4,), 1.0), 0.5)
     distiller = sd.DMD(teacher, DMDConfig(guidance_scale=1.0, **EXACT))

@@ -3,7 +3,9 @@
 Algorithm 1: half of the student's samples are pulled by the difference of the two scores (`matching.py`), the other half start from
 noises whose image by the teacher is known, and are pulled to those images. Deviations: the regression is LPIPS of decoded images
 where its package is installed, else a pseudo-Huber distance of latents; the gradient is the released code's (fake - real) / mean
-|x0 - real|, without the factor alpha of the paper's text, which has the same fixed points.
+|x0 - real|, without the factor alpha of the paper's text, which has the same fixed points. With several steps, which the paper has
+not, it is DMD2 whose first step is regressed: the first step decides which kind of picture comes, and the teacher's pairs hold it to
+the teacher's shares.
 """
 
 from __future__ import annotations
@@ -19,17 +21,22 @@ from stepdistill.critics.perceptual import PerceptualDistance, lpips_is_installe
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers.base import Batch, Handoff, Losses, Requirements
-from stepdistill.distillers.distribution.matching import DistributionMatching, DistributionMatchingConfig
+from stepdistill.distillers.distribution.dmd2 import DMD2, DMD2Config
 from stepdistill.errors import UserError
 from stepdistill.losses.regression import pseudo_huber
 from stepdistill.rollout import one_step
 from stepdistill.typing import Latents
 
 
-class DMDConfig(DistributionMatchingConfig):
+class DMDConfig(DMD2Config):
     """Options of DMD."""
 
-    num_steps: int = Field(default=1, ge=1, le=1, description="network calls of the student per image")
+    num_steps: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="network calls of the student per image; 1 is the paper's, of more the first is regressed",
+    )
     guidance_scale: float = Field(default=3.0, ge=0.0, description="of the teacher's score; 1.0 is off")
     student_every: int = Field(default=1, ge=1, description="1: both move in every iteration")
     regression: Literal["auto", "lpips", "pseudo_huber"] = Field(
@@ -41,7 +48,7 @@ class DMDConfig(DistributionMatchingConfig):
     )
 
 
-class DMD(DistributionMatching[DMDConfig]):
+class DMD(DMD2[DMDConfig]):
     """Distribution matching, with a regression on the teacher's own noise-image pairs."""
 
     paper = "https://arxiv.org/abs/2311.18828"
@@ -64,11 +71,17 @@ class DMD(DistributionMatching[DMDConfig]):
         self.perceptual = PerceptualDistance() if is_perceptual else None
 
     def student_step(self, batch: Batch) -> Losses:
-        """Distribution matching at fresh noises, regression at the pairs' noises: one call of the student."""
+        """Distribution matching at fresh noises, regression at the pairs' noises: one call of the student.
+
+        Raises:
+            UserError: there are no pairs.
+        """
         if batch.pairs is None:
             raise UserError("DMD needs pairs of the teacher: set data.pairs.num")
-        self.train_only("student")
         rng = batch.rng.fork("student")
+        if self.exit_step(batch.step, rng) > 0:
+            return super().student_step(batch)
+        self.train_only("student")
         noise = torch.cat([rng.normal("noise", batch.shape), batch.pairs.noise])
         cond = Conditioning.cat([batch.cond, batch.pairs.cond])
         handoff = Handoff(one_step(self.student, noise, cond, self.sampler().times[0]), self.student)
@@ -88,4 +101,4 @@ class DMD(DistributionMatching[DMDConfig]):
 
     def weights(self) -> dict[str, float]:
         """The factor of each loss term."""
-        return {"regression": self.config.regression_weight}
+        return super().weights() | {"regression": self.config.regression_weight}

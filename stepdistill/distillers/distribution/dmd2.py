@@ -9,6 +9,8 @@ the heads have our own shape.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from pydantic import Field
 from torch import nn
 
@@ -43,7 +45,10 @@ class DMD2Config(DistributionMatchingConfig):
         return self.num_steps if self.fake_score_per_step else 1
 
 
-class DMD2(DistributionMatching[DMD2Config]):
+ConfigT = TypeVar("ConfigT", bound=DMD2Config)
+
+
+class DMD2(DistributionMatching[ConfigT]):
     """Distribution matching with a two time-scale fake score, backward simulation and an optional GAN."""
 
     paper = "https://arxiv.org/abs/2405.14867"
@@ -53,7 +58,7 @@ class DMD2(DistributionMatching[DMD2Config]):
     def __init__(
         self,
         teacher: Denoiser,
-        config: DMD2Config | None = None,
+        config: ConfigT | None = None,
         *,
         roles: Roles | None = None,
         student: Denoiser | None = None,
