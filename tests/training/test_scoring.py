@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.generation import generate
+from stepdistill.metrics.measurements import Results
+from stepdistill.metrics.runner import RunOptions
+from stepdistill.training import scoring
 from stepdistill.training.recipe import load_recipe
 from stepdistill.training.run import build_distiller
 from stepdistill.training.scoring import student_generations
@@ -45,3 +49,23 @@ def test_a_grid_that_cannot_be_is_refused() -> None:
 def test_only_one_to_eight_steps_are_measured(steps: str) -> None:
     with pytest.raises(UserError, match="evaluated_steps"):
         load_recipe("recipes/emoji_lcm_4step.yaml", [f"validation.evaluated_steps={steps}"])
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_coverage_is_measured_where_the_recipe_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: bool
+) -> None:
+    seen: list[RunOptions] = []
+
+    def measured(rows: object, *, evaluator: object, options: RunOptions) -> Results:
+        seen.append(options)
+        return Results({}, [], {}, [])
+
+    monkeypatch.setattr(scoring, "evaluate", measured)
+    monkeypatch.setattr(scoring, "teacher_comparison", lambda *_, **__: [])
+    monkeypatch.setattr(scoring, "write_results", lambda *_: None)
+    flag = str(asked).lower()
+    overrides = [f"validation.with_coverage={flag}", "validation.num_evaluated=16"]
+    resolved = load_recipe("recipes/emoji_lcm_4step.yaml", overrides)
+    scoring.evaluate_run(build_distiller(resolved), resolved, tmp_path)
+    assert [options.with_coverage for options in seen] == [asked]
