@@ -20,7 +20,7 @@ from stepdistill.errors import UserError
 from stepdistill.metrics.leaderboard import Entry, write_leaderboard
 from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.tables import RESULTS_NAME
-from stepdistill.training.interrupt import RunInterruptedError
+from stepdistill.training.interrupt import RunInterruptedError, termination_passed_on
 from stepdistill.training.recipe import Recipe, load_recipe
 
 PACE_STEPS = 20
@@ -122,10 +122,11 @@ def run_all(
             stopped.set()
             raise
 
-    # In threads even where there is one: a signal from the terminal reaches the runs themselves, and they are waited for.
+    # In threads even where there is one: a signal reaches the runs themselves, and they are waited for.
     pool = ThreadPoolExecutor(budget.jobs)
     try:
-        return list(pool.map(run, resolved, recipes))
+        with termination_passed_on():
+            return list(pool.map(run, resolved, recipes))
     except KeyboardInterrupt as interrupt:
         raise RunInterruptedError(f"{out} was stopped; the same command goes on there") from interrupt
     finally:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -173,15 +176,15 @@ def test_recipes_run_beside_each_other(tmp_path: Path, monkeypatch: pytest.Monke
     assert run_bench([RECIPE, str(twin)], tmp_path, QUICK) == ["emoji_dmd2_demo", "twin"]
 
 
-@pytest.mark.parametrize("signal", [RunInterruptedError("stopped"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [RunInterruptedError("stopped"), KeyboardInterrupt()])
 def test_a_signal_cancels_what_has_not_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: BaseException
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     begun = []
 
     def stopped(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
         begun.append(run_dir.name)
-        raise signal
+        raise error
 
     monkeypatch.setattr(bench, "start_run", stopped)
     twin = tmp_path / "twin.yaml"
@@ -189,6 +192,27 @@ def test_a_signal_cancels_what_has_not_begun(
     with pytest.raises(RunInterruptedError):
         run_bench([RECIPE, str(twin)], tmp_path, BenchBudget())
     assert begun == ["pace"], "the second recipe was not begun"
+
+
+def test_sigterm_reaches_the_runs_and_they_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark that is killed must not leave its run behind, writing into the folder."""
+    told = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print(flush=True); time.sleep(60)"
+    codes = []
+
+    def start(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
+        with subprocess.Popen([sys.executable, "-c", told], stdout=subprocess.PIPE) as run:
+            assert run.stdout is not None
+            run.stdout.readline()
+            os.kill(os.getpid(), signal.SIGTERM)
+            codes.append(run.wait(30))
+        return False
+
+    monkeypatch.setattr(bench, "start_run", start)
+    with pytest.raises(RunInterruptedError, match="goes on there"):
+        run_bench([RECIPE], tmp_path, BenchBudget())
+    assert codes == [130]
 
 
 def test_a_benchmark_begun_before_a_budget_had_a_field_goes_on(tmp_path: Path, started: Started) -> None:

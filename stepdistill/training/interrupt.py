@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+import psutil
 
 
 class RunInterruptedError(Exception):
@@ -39,3 +43,29 @@ class InterruptGuard:
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def termination_passed_on() -> Iterator[None]:
+    """Within the block SIGTERM reaches the programs that this one has started too, and is then what Ctrl-C is here.
+
+    Ctrl-C needs no passing on, as the terminal sends it to all of them. Outside of the main thread, where signals cannot be caught,
+    nothing is changed.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM came.
+    """
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for program in psutil.Process().children():
+            program.terminate()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
