@@ -4,8 +4,8 @@ Algorithm 1: half of the student's samples are pulled by the difference of the t
 noises whose image by the teacher is known, and are pulled to those images. Deviations: the regression is LPIPS of decoded images
 where its package is installed, else a pseudo-Huber distance of latents; the gradient is the released code's (fake - real) / mean
 |x0 - real|, without the factor alpha of the paper's text, which has the same fixed points. With several steps, which the paper has
-not, it is DMD2 whose first step is regressed: the first step decides which kind of picture comes, and the teacher's pairs hold it to
-the teacher's shares.
+not, it is DMD2 whose first step is regressed: the first step decides which kind of picture comes, and the teacher's pairs draw it
+towards the teacher's shares.
 """
 
 from __future__ import annotations
