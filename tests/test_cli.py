@@ -96,6 +96,13 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in err + out
 
 
+def test_experts_that_no_pipeline_can_switch_are_refused_before_training(
+    capsys: pytest.CaptureFixture[str], recipe: Path
+) -> None:
+    code, _, err = run(capsys, "distill", str(recipe), "method={name: phased_dmd}", "roles.mode=full")
+    assert (code, "use roles.mode=shared" in err) == (2, True)
+
+
 def test_missing_and_broken_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, err = run(capsys, "distill", "nowhere.yaml")
     assert (code, "there is no recipe 'nowhere.yaml'" in err) == (2, True)

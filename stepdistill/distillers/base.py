@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.distillers.config import DistillerConfig
 from stepdistill.errors import UserError
 from stepdistill.rng import RandomStream
 from stepdistill.sampler import SamplerKind, StudentSampler
+from stepdistill.times import shift_time
 from stepdistill.typing import Latents, Times
 
 Turn = Literal["student", "critic"]
@@ -163,38 +164,6 @@ class Requirements:
         return ["prompts", *(name for name, is_needed in optional.items() if is_needed)]
 
 
-class DistillerConfig(BaseModel):
-    """Fields every method has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_steps: int = Field(default=4, ge=1, le=8, description="network calls of the student per image")
-    guidance_scale: float = Field(
-        default=4.0, ge=0.0, description="the teacher's, in training: uncond + s (cond - uncond); 1.0 is off"
-    )
-    first_time: float = Field(
-        default=1.0,
-        gt=0.0,
-        le=1.0,
-        description="where the student's grid begins, with pure noise; below 1, no x0 of an eps student is divided by nearly 0",
-    )
-
-    @property
-    def num_experts(self) -> int:
-        """Networks that make up the student."""
-        return 1
-
-    @property
-    def num_fake_scores(self) -> int:
-        """Networks of the student's kind that learn beside it."""
-        return 0
-
-    @property
-    def num_targets(self) -> int:
-        """Frozen averages of the student that make its targets."""
-        return 0
-
-
 class Distiller(ABC):
     """A distillation method.
 
@@ -289,9 +258,16 @@ class Distiller(ABC):
         return StudentSampler(self.student_times(num_steps or self.config.num_steps, "sde"), "sde")
 
     def student_times(self, num_steps: int, kind: SamplerKind) -> tuple[float, ...]:
-        """The stock scheduler's grid of so many steps, scaled to begin at `first_time`."""
-        times, first = self.student.few_step_times(num_steps, kind), self.config.first_time
-        return times if first == 1 else tuple(self.student.nearest_time(first * t) for t in times)
+        """The stock scheduler's grid of so many steps, moved by `grid_shift` and scaled to begin at `first_time`."""
+        times, first, shift = (
+            self.student.few_step_times(num_steps, kind),
+            self.config.first_time,
+            self.config.grid_shift,
+        )
+        if first == shift == 1:
+            return times
+        moved = first * shift_time(torch.tensor(times, dtype=torch.float64), shift)
+        return tuple(self.student.nearest_time(t) for t in moved.tolist())
 
     def pipeline(self) -> Any:
         """A stock diffusers pipeline that runs the student, with the few-step scheduler set."""

@@ -15,7 +15,8 @@ from stepdistill.assets import resolve_path
 from stepdistill.data.trajectories import PairsConfig
 from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers import METHODS
-from stepdistill.distillers.base import Distiller, DistillerConfig
+from stepdistill.distillers.base import Distiller
+from stepdistill.distillers.config import DistillerConfig
 from stepdistill.errors import UserError
 
 
@@ -224,9 +225,14 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
             f"method.name: unknown method '{name}'{did_you_mean(str(name), METHODS)}; `stepdistill methods` lists them"
         )
     try:
-        _ = recipe.distiller_config
+        config = recipe.distiller_config
     except ValidationError as error:
         raise UserError("method." + first_problem(error, recipe.distiller_class.Config)) from error
+    if config.num_experts > 1 and recipe.roles.mode == "full":
+        raise UserError(
+            f"roles.mode=full: the {config.num_experts} experts of {name} are exported as LoRAs that a stock pipeline switches; "
+            "use roles.mode=shared, with a higher roles.rank where an adapter is too small"
+        )
     return recipe
 
 

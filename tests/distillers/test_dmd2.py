@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -354,6 +356,24 @@ def test_a_grid_may_begin_below_one(family: str) -> None:
     )
     assert late == pytest.approx([0.8 * t for t in whole], abs=1e-3)
     assert late == tuple(teacher.nearest_time(t) for t in late)
+
+
+@pytest.mark.parametrize("kind", ["sde", "ode"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_grid_may_lean_towards_noise(family: str, kind: Literal["sde", "ode"]) -> None:
+    """s t / (1 + (s - 1) t) of each time; the stock scheduler calls the network exactly there."""
+    teacher = sd.load_teacher(tiny_pipeline(family))
+    plain, shifted = (
+        sd.DMD2(
+            teacher, DMD2Config(num_steps=4, grid_shift=shift, rollout=kind), roles=sd.Roles(rank=2)
+        ).sampler()
+        for shift in (1.0, 3.0)
+    )
+    assert shifted.times == pytest.approx([3 * t / (1 + 2 * t) for t in plain.times], abs=1e-3)
+    pipe = teacher.pipeline(shifted)
+    pipe("fox", output_type="latent", **teacher.call_arguments(shifted))
+    fed = teacher.model_time(torch.tensor(shifted.times))
+    assert pipe.scheduler.timesteps.tolist() == pytest.approx(fed.tolist(), abs=1e-2)
 
 
 def test_the_first_gradient_of_an_eps_student_does_not_drown_the_others_below_one() -> None:

@@ -68,7 +68,7 @@ def test_the_route_is_stratified_over_the_reference_grid() -> None:
         assert times[:, i].max() < hi
         assert times[:, i].mean().item() == pytest.approx((lo + hi) / 2, abs=0.02)
     assert distiller.route(sd.RandomStream(0, 7, (3,))) == routes[7]  # the same on every rank
-    shifted = sd.TBCM(GaussianTeacher(1.0, 0.5), TBCMConfig(route_points=8, route_shift=4.0))
+    shifted = sd.TBCM(GaussianTeacher(1.0, 0.5), TBCMConfig(route_points=8, grid_shift=4.0))
     assert torch.tensor(shifted.route(sd.RandomStream(0, 0, (0,)))).mean() > times.mean() + 0.15
 
 

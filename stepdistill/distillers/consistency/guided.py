@@ -10,7 +10,8 @@ from torch import Tensor
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
-from stepdistill.distillers.base import Distiller, DistillerConfig
+from stepdistill.distillers.base import Distiller
+from stepdistill.distillers.config import DistillerConfig
 from stepdistill.errors import UserError
 from stepdistill.guidance import Guidance, RandomScale
 from stepdistill.rng import RandomStream

@@ -24,7 +24,6 @@ from stepdistill.distillers.consistency.scm import SCM, SCMConfig
 from stepdistill.losses.regression import pseudo_huber
 from stepdistill.rng import RandomStream
 from stepdistill.solver import Trajectory, teacher_trajectory
-from stepdistill.times import shift_time
 from stepdistill.typing import Latents
 
 
@@ -37,11 +36,6 @@ class TBCMConfig(SCMConfig):
     )
     route_points: int = Field(
         default=16, ge=2, description="teacher calls per trajectory, each a training point"
-    )
-    route_shift: float = Field(
-        default=1.0,
-        gt=0,
-        description="shift of the trajectory's times towards noise; 1 is the family's own grid",
     )
     calm_after: int | None = Field(
         default=None,
@@ -97,9 +91,6 @@ class TBCM(SCM):
     def route(self, rng: RandomStream) -> list[float]:
         """The trajectory's times: noise, then one uniform draw between each two neighbours of the reference grid."""
         grid = self.student_times(self.config.route_points, "ode")
-        grid = [
-            float(shift_time(torch.tensor(t, dtype=torch.float64), self.config.route_shift)) for t in grid
-        ]
         draws = [rng.shared_uniform(f"route_{i}") for i in range(1, len(grid))]
         return [grid[0], *(lo + (hi - lo) * u for hi, lo, u in zip(grid, grid[1:], draws, strict=False))]
 

@@ -19,13 +19,13 @@ from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers.base import (
     Batch,
     Distiller,
-    DistillerConfig,
     Handoff,
     Losses,
     PerTime,
     Requirements,
     Turn,
 )
+from stepdistill.distillers.config import DistillerConfig
 from stepdistill.guidance import Guidance
 from stepdistill.losses.score import denoising_error, dm_gradient, surrogate_loss
 from stepdistill.prediction import Prediction, conditional_target

@@ -27,7 +27,8 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.critics.reward import Reward, RewardConfig
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
-from stepdistill.distillers.base import Batch, Distiller, DistillerConfig, Losses, PerTime
+from stepdistill.distillers.base import Batch, Distiller, Losses, PerTime
+from stepdistill.distillers.config import DistillerConfig
 from stepdistill.distillers.preference.likelihood import ErrorWeight, denoising_errors, transition_log_ratio
 from stepdistill.errors import UserError
 from stepdistill.losses.preference import clip_log_ratio, hinge_preference, logistic_preference
