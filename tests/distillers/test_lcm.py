@@ -224,6 +224,17 @@ def test_wrong_settings_say_the_fix() -> None:
         sd.LCM(teacher, LCMConfig()).student_step(batch)
 
 
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("shift", [1.0, 2.0])
+def test_the_student_is_run_at_points_that_it_is_trained_at(family: str, shift: float) -> None:
+    teacher = sd.load_teacher(tiny_pipeline(family))
+    config = LCMConfig(num_steps=4, solver_steps=40, grid_shift=shift)
+    distiller = sd.LCM(teacher, config, roles=sd.Roles(rank=2))
+    times = distiller.sampler().times
+    assert set(times) <= set(distiller.grid)
+    assert (times[1] > teacher.few_step_times(4, "sde")[1]) == (shift > 1)
+
+
 def test_golden_first_losses() -> None:
     """A refactor must not move a number unseen."""
     found = {}
