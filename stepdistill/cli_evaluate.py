@@ -47,6 +47,7 @@ def evaluate(
     column: options.Column = None,
     limit: options.Limit = None,
     samples: options.Samples = 1,
+    seed: options.Seed = None,
     metrics: options.Metrics = None,
     reference: options.Reference = None,
     teacher: options.Teacher = None,
@@ -64,14 +65,14 @@ def evaluate(
     """
     checks = _checked(bounds, {"RUN": run, "--pipeline": pipeline, "--images": images, "--watch": watch})
     if run is not None:
-        return _evaluate_run(run, n, which, checks, as_json=as_json)
+        return _evaluate_run(run, n, which, seed, checks, as_json=as_json)
     from stepdistill.metrics.sources import Source
 
     arguments = dict(_named_value(text) for text in argument or ())
     drawer = Source(pipeline or "", lora, steps, guidance, arguments, dtype, name, kind)
     prompt_file = _PromptFile(prompts, column, limit)
     job = _job(
-        protocol, samples, metrics, checks, out, batch_size, file_format, reference, teacher, latency_repeats,
+        protocol, samples, seed, metrics, checks, out, batch_size, file_format, reference, teacher, latency_repeats,
         is_quiet=as_json,
     )  # fmt: skip
     if watch is not None:
@@ -124,6 +125,7 @@ def _checked(bounds: list[str] | None, sources: dict[str, Any]) -> list[Bound]:
 def _job(
     protocol: str,
     samples: int,
+    seed: int | None,
     metrics: str | None,
     checks: Sequence[Bound],
     out: Path | None,
@@ -141,7 +143,8 @@ def _job(
     from stepdistill.metrics.timing import CostRules
 
     crew = Crew.join()
-    chosen = replace(protocol_named(protocol), samples_per_prompt=samples)
+    chosen = protocol_named(protocol)
+    chosen = replace(chosen, samples_per_prompt=samples, seed=chosen.seed if seed is None else seed)
     progress = _progress if crew.is_first and not is_quiet else None
     rules = CostRules(repeats=latency_repeats)
     how = BenchmarkOptions(
@@ -151,17 +154,27 @@ def _job(
 
 
 def _evaluate_run(
-    run: Path, n: int, which: Literal["last", "best"], checks: Sequence[Bound], *, as_json: bool
+    run: Path,
+    n: int,
+    which: Literal["last", "best"],
+    seed: int | None,
+    checks: Sequence[Bound],
+    *,
+    as_json: bool,
 ) -> None:
     """Student, teacher and floor of a run on the embedded problem."""
     from stepdistill.metrics.gates import check_bounds
+    from stepdistill.metrics.protocols import EMOJI
     from stepdistill.metrics.report import write_report
     from stepdistill.training.run import restore
     from stepdistill.training.scoring import evaluate_run
 
     distiller, recipe = restore(run, which=which)
     validation = recipe.validation.model_copy(update={"num_evaluated": n})
-    results = evaluate_run(distiller, recipe.model_copy(update={"validation": validation}), run)
+    protocol = EMOJI if seed is None else replace(EMOJI, seed=seed)
+    results = evaluate_run(
+        distiller, recipe.model_copy(update={"validation": validation}), run, protocol=protocol
+    )
     write_report(run)
     if as_json:
         sys.stdout.write(json.dumps(results, indent=1) + "\n")

@@ -59,6 +59,10 @@ Limit = Annotated[
     int | None, typer.Option(help="fewer prompts, from the start", min=1, rich_help_panel=PROTOCOL)
 ]
 Samples = Annotated[int, typer.Option(help="pictures of each prompt", min=1, rich_help_panel=PROTOCOL)]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="of the pictures' noise; the protocol's own if not given", rich_help_panel=PROTOCOL),
+]
 Metrics = Annotated[
     str | None,
     typer.Option(help="names with commas, NAME=VARIANT for another variant", rich_help_panel=PROTOCOL),

@@ -281,6 +281,9 @@ def test_evaluate_a_pipeline_and_compare(
     lines = [line for line in err.splitlines() if line.startswith("stepdistill:")]
     assert len(lines) == 1
     assert re.fullmatch(r"stepdistill: brightness is [\d.]+, the bound is brightness<=0", lines[0])
+    other = json.loads(scored(capsys, teacher, tmp_path / "other", "--json", "--seed", "1")[1])
+    assert other["seeds"]["protocol_seed"] == 1
+    assert other["seeds"]["first"] != document["seeds"]["first"]
     code, out, _ = run(
         capsys, "compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "both")
     )

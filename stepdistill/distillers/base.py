@@ -259,14 +259,10 @@ class Distiller(ABC):
 
     def student_times(self, num_steps: int, kind: SamplerKind) -> tuple[float, ...]:
         """The stock scheduler's grid of so many steps, moved by `grid_shift` and scaled to begin at `first_time`."""
-        times, first, shift = (
-            self.student.few_step_times(num_steps, kind),
-            self.config.first_time,
-            self.config.grid_shift,
-        )
-        if first == shift == 1:
+        times, first = self.student.few_step_times(num_steps, kind), self.config.first_time
+        if first == self.config.grid_shift == 1:
             return times
-        moved = first * shift_time(torch.tensor(times, dtype=torch.float64), shift)
+        moved = first * shift_time(torch.tensor(times, dtype=torch.float64), self.config.grid_shift)
         return tuple(self.student.nearest_time(t) for t in moved.tolist())
 
     def pipeline(self) -> Any:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stepdistill.errors import UserError
 from stepdistill.metrics.generation import Generation, batches, generate, prompt_seed
 from stepdistill.metrics.picture_store import (
@@ -64,9 +62,7 @@ def draw(
 ) -> None:
     """Draw what is missing; every process its blocks.
 
-    A block that lost a picture is drawn anew as a whole: a picture may depend on its batch in the last bit. Pipelines that draw noise
-    from the global generator (some stochastic samplers do) find it seeded by the block's first picture, so they depend on the batch size,
-    but on nothing else.
+    A block that lost a picture is drawn anew as a whole: a picture may depend on its batch in the last bit.
     """
     done = store.records()
     blocks = [
@@ -79,9 +75,7 @@ def draw(
     for number, rows in enumerate(own, start=1):
         records = [assignment.record(index) for index in range(rows.start, rows.stop)]
         prompts, seeds = [record["prompt"] for record in records], [record["seed"] for record in records]
-        with torch.random.fork_rng():
-            torch.manual_seed(seeds[0])
-            images = generate(generation, prompts, seeds)
+        images = generate(generation, prompts, seeds)
         store.add(to_pictures(to_bytes(images, rounding=assignment.protocol.rounding)), records)
         if progress is not None:
             progress("pictures", number, len(own))

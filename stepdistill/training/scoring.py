@@ -16,7 +16,7 @@ from stepdistill.metrics.emoji import answers_of, load_evaluator
 from stepdistill.metrics.evaluator import measured_in_batches
 from stepdistill.metrics.generation import Generation
 from stepdistill.metrics.measurements import caption_scores
-from stepdistill.metrics.protocols import EMOJI
+from stepdistill.metrics.protocols import EMOJI, Protocol
 from stepdistill.metrics.runner import RunOptions, evaluate
 from stepdistill.metrics.samplers import teacher_comparison
 from stepdistill.metrics.stats import frechet_distance_of_features
@@ -42,7 +42,9 @@ class EmojiScorer:
         return {"frechet_distance": distance, **caption_scores(measured, answers, colours)}
 
 
-def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[str, Any]:
+def evaluate_run(
+    distiller: Distiller, recipe: Recipe, run_dir: Path, *, protocol: Protocol = EMOJI
+) -> dict[str, Any]:
     """Measure teacher and student on the embedded captions, write `results.json`, and return it.
 
     Raises:
@@ -51,7 +53,7 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, run_dir: Path) -> dict[st
     teacher, student = distiller.teacher, distiller.student
     if not (isinstance(teacher, PipelineDenoiser) and isinstance(student, PipelineDenoiser)):
         raise UserError("only students of diffusers pipelines can be evaluated")
-    evaluator = load_evaluator(EMOJI.with_images(recipe.validation.num_evaluated))
+    evaluator = load_evaluator(protocol.with_images(recipe.validation.num_evaluated))
     is_half = chosen_precision(recipe.train.mixed_precision, training_device(recipe.train)) == "bf16"
     options = RunOptions(
         dtype=torch.bfloat16 if is_half else torch.float32, with_coverage=recipe.validation.with_coverage

@@ -50,6 +50,24 @@ def test_pictures_do_not_depend_on_the_batch(family: str) -> None:
     assert not torch.allclose(whole[:1], generate(each, captions[:1], [7]), atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_noise_between_steps_is_each_pictures_own(family: str) -> None:
+    """Stable Diffusion 3's pipeline gives its scheduler no generator; without one the pictures would be another draw each time."""
+    teacher = load_teacher(tiny_pipeline(family))
+    assert isinstance(teacher, PipelineDenoiser)
+    few_step = teacher.few_step(StudentSampler(teacher.few_step_times(2, "sde"), "sde"))
+    each = Generation(teacher.pipe, arguments=few_step.arguments, scheduler=few_step.scheduler)
+    seeds = [prompt_seed(0, i) for i in range(3)]
+    whole = generate(each, ["a", "b c", "dog"], seeds)
+    state = torch.get_rng_state()
+    again = torch.cat(
+        [generate(each, [caption], [seed]) for caption, seed in zip(["a", "b c", "dog"], seeds, strict=True)]
+    )
+    assert torch.allclose(whole, again, atol=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert isinstance(teacher.pipe.scheduler, type(tiny_pipeline(family).scheduler))
+
+
 @pytest.mark.parametrize(("family", "scale", "expected"), [("sd", 1.0, 3), ("sd", 4.0, 6), ("sd3", 4.0, 6)])
 def test_guided_calls_count_twice(family: str, scale: float, expected: int) -> None:
     each = Generation(tiny_pipeline(family), steps=3, guidance_scale=scale)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stepdistill.errors import UserError
+from stepdistill.metrics.evaluator import Evaluator
 from stepdistill.metrics.generation import generate
 from stepdistill.metrics.measurements import Results
+from stepdistill.metrics.protocols import EMOJI
 from stepdistill.metrics.runner import RunOptions
 from stepdistill.training import scoring
 from stepdistill.training.recipe import load_recipe
@@ -57,8 +60,9 @@ def test_coverage_is_measured_where_the_recipe_asks_for_it(
 ) -> None:
     seen: list[RunOptions] = []
 
-    def measured(rows: object, *, evaluator: object, options: RunOptions) -> Results:
+    def measured(rows: object, *, evaluator: Evaluator, options: RunOptions) -> Results:
         seen.append(options)
+        assert evaluator.protocol.seed == 5
         return Results({}, [], {}, [])
 
     monkeypatch.setattr(scoring, "evaluate", measured)
@@ -67,5 +71,5 @@ def test_coverage_is_measured_where_the_recipe_asks_for_it(
     flag = str(asked).lower()
     overrides = [f"validation.with_coverage={flag}", "validation.num_evaluated=16"]
     resolved = load_recipe("recipes/emoji_lcm_4step.yaml", overrides)
-    scoring.evaluate_run(build_distiller(resolved), resolved, tmp_path)
+    scoring.evaluate_run(build_distiller(resolved), resolved, tmp_path, protocol=replace(EMOJI, seed=5))
     assert [options.with_coverage for options in seen] == [asked]
