@@ -14,6 +14,7 @@ from threading import Barrier
 
 import pytest
 import torch
+from PIL import Image
 
 from stepdistill import bench, cli
 from stepdistill.bench import PACE_STEPS, QUICK, BenchBudget, run_bench
@@ -138,6 +139,19 @@ def test_the_table_has_each_reference_once_and_students_by_distance(tmp_path: Pa
         "| near | 2 | 4.00 | 50.0% |  |  | 12k | 1.0 min | 900 MiB |"
         in (tmp_path / "leaderboard.md").read_text()
     )
+
+
+def test_the_page_shows_the_pictures_of_each_student(tmp_path: Path) -> None:
+    grid = tmp_path / "step_000008.png"
+    Image.new("RGB", (12, 8)).save(grid)
+    shown = [
+        Entry(name, "dmd2", "assets/emoji-sd", tuple(rows(2, 9.0)), COST, grid=path)
+        for name, path in (("drawn", str(grid)), ("undrawn", None))
+    ]
+    write_leaderboard(shown, tmp_path, title="two")
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert page.count("<img") == 1
+    assert "<figcaption>drawn</figcaption>" in page
 
 
 def test_the_quick_budget_measures_each_student_at_its_own_steps(tmp_path: Path, started: Started) -> None:

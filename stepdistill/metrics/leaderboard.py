@@ -12,10 +12,11 @@ from typing import Any
 import jinja2
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
 
 from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.plots import CYCLE, FAINT, STYLE, to_svg
+from stepdistill.metrics.report import embedded_sheet
 
 TITLES = (
     "Model",
@@ -42,6 +43,7 @@ class Entry:
         teacher: path or hub id of the teacher.
         rows: of its results.json.
         cost: its cost.json: network_passes, train_seconds, peak_memory_mib.
+        grid: path of its last sample grid, teacher above student; None if it drew none.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Entry:
     teacher: str
     rows: tuple[Row, ...]
     cost: Mapping[str, float]
+    grid: str | None = None
 
     @property
     def students(self) -> tuple[Row, ...]:
@@ -75,7 +78,12 @@ def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> Non
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = (files("stepdistill.metrics") / "templates/leaderboard.html.j2").read_text(encoding="utf-8")
     sections = [
-        {"teacher": teacher, "lines": lines(group), "figure": quality_figure(group)}
+        {
+            "teacher": teacher,
+            "lines": lines(group),
+            "figure": quality_figure(group),
+            "grids": [(entry.name, embedded_sheet(Path(entry.grid))) for entry in group if entry.grid],
+        }
         for teacher, group in groups.items()
     ]
     page = environment.from_string(source).render(title=title, titles=TITLES, sections=sections)
@@ -212,6 +220,9 @@ def quality_figure(entries: Sequence[Entry]) -> str:
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticklabels([str(tick) for tick in ticks])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("steps")
         axes.set_ylabel("Frechet distance")
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))

@@ -197,7 +197,7 @@ def sample_series(folder: Path) -> dict[str, list[dict[str, str]]]:
         found.sort()
         every = (len(found) - 1) / (MAX_FRAMES - 1)
         kept = found if len(found) <= MAX_FRAMES else [found[round(i * every)] for i in range(MAX_FRAMES)]
-        out[name] = [{"step": f"{step:,}", "source": _sheet(path)} for step, path in kept]
+        out[name] = [{"step": f"{step:,}", "source": embedded_sheet(path)} for step, path in kept]
     return out
 
 
@@ -217,7 +217,7 @@ def _picture(path: Path, enlarge_to: int = 0) -> str | None:
     return _data(fitted(picture, enlarge_to) if max(picture.size) < enlarge_to else picture)
 
 
-def _sheet(path: Path) -> str:
+def embedded_sheet(path: Path) -> str:
     """A whole sample grid, compressed: there are many of them."""
     with Image.open(path) as image:
         return _data(image.convert("RGB"), "webp", quality=88)
