@@ -8,6 +8,15 @@ from typing import Literal
 SamplerKind = Literal["sde", "ode"]
 
 
+def steps_in_words(number: int) -> str:
+    """A number of steps as it is written.
+
+    >>> steps_in_words(1), steps_in_words(4)
+    ('1 step', '4 steps')
+    """
+    return f"{number} step" if number == 1 else f"{number} steps"
+
+
 @dataclass(frozen=True)
 class StudentSampler:
     """A few-step sampler of a student.

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, Null
 from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.plots import CYCLE, FAINT, STYLE, to_svg
 from stepdistill.metrics.report import embedded_sheet
+from stepdistill.sampler import steps_in_words
 
 TITLES = (
     "Model",
@@ -166,7 +167,7 @@ def summary(entries: Sequence[Entry]) -> str:
         for title, cells in sorted(lines.items(), key=lambda line: _distance(best[line[0]]))
         if title != REAL
     ]
-    head = ["", *(f"{steps} step" + "s" * (steps > 1) for steps in numbers)]
+    head = ["", *(steps_in_words(steps) for steps in numbers)]
     table = [head, ["---"] * len(head), *body]
     note = "Frechet distance / prompt accuracy / coverage."
     if REAL in lines:

@@ -21,6 +21,7 @@ from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.pictures import fitted
 from stepdistill.metrics.plots import Panel, draw_panel, is_empty, panels
 from stepdistill.metrics.tables import COMPARISON, RESULTS_NAME, cell, headlines, present_columns
+from stepdistill.sampler import steps_in_words
 
 REPORT_NAME = "report.html"
 MAX_FRAMES = 12
@@ -101,7 +102,7 @@ def header(
         "seed": train.get("seed"),
     }
     title = Path(str(source)).name if source else "A distilled model"
-    words = f" in {steps} step{'' if steps == 1 else 's'}" if steps else ""
+    words = f" in {steps_in_words(steps)}" if steps else ""
     return {
         "title": title + words,
         "facts": {key: value for key, value in facts.items() if value is not None},

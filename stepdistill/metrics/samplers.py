@@ -19,6 +19,7 @@ from stepdistill.metrics.evaluator import Evaluator
 from stepdistill.metrics.generation import Generation
 from stepdistill.metrics.runner import Draws, RunOptions, measure_generation
 from stepdistill.metrics.stats import frechet_distance_of_features
+from stepdistill.sampler import steps_in_words
 
 FLOW_SHIFTS = (1.0, 1.5, 2.0, 3.0, 5.0)
 
@@ -104,11 +105,14 @@ def teacher_comparison(
     full = Generation(
         teacher, "teacher", steps=steps, guidance_scale=guidance_scale, arguments=arguments, is_cached=True
     )
-    rows = {f"teacher {steps} steps": full}
+    rows = {f"teacher {steps_in_words(steps)}": full}
+    own: dict[str, Generation] = {}
     for student in students:
         if student.steps is None:
             raise ValueError("the student's generation must say its number of steps")
-        rows[f"teacher {student.steps} steps"] = best_stock_sampler(
+        words = steps_in_words(student.steps)
+        own[f"student {words}"] = student
+        rows[f"teacher {words}"] = best_stock_sampler(
             teacher,
             steps=student.steps,
             guidance_scales=few_step_guidance or (guidance_scale,),
@@ -116,7 +120,7 @@ def teacher_comparison(
             options=options,
             arguments=arguments,
         )
-    return rows | {f"student {student.steps} steps": student for student in students}
+    return rows | own
 
 
 def guidance_sweep(

@@ -19,6 +19,7 @@ from stepdistill.export.contract import CONTRACT_NAME, apply_sampler, plain_conf
 from stepdistill.export.use import load_export
 from stepdistill.metrics.document import ModelRecord
 from stepdistill.metrics.generation import Generation, weights_of
+from stepdistill.sampler import steps_in_words
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -90,7 +91,7 @@ def describe(
     scheduler: Any = pipe.scheduler
     title = Path(source.lora or source.pipeline).name or source.pipeline
     record = ModelRecord(
-        name=source.name or (f"{title}, {steps} step" + ("" if steps == 1 else "s")),
+        name=source.name or (f"{title}, {steps_in_words(steps)}"),
         source=source.pipeline,
         kind=source.kind,
         lora=source.lora,

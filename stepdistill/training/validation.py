@@ -16,6 +16,7 @@ from stepdistill.guidance import Guidance
 from stepdistill.metrics.pictures import grid
 from stepdistill.rng import RandomStream
 from stepdistill.rollout import one_step, sample
+from stepdistill.sampler import steps_in_words
 from stepdistill.solver import teacher_trajectory
 from stepdistill.training.recipe import ValidationConfig
 from stepdistill.typing import Images, Latents
@@ -62,7 +63,7 @@ class Validator:
         student = self.student_latents(self.cond, "grid")
         teacher = self.distiller.teacher
         num_steps = len(self.distiller.sampler().times)
-        few_steps = "1 step" if num_steps == 1 else f"{num_steps} steps"
+        few_steps = steps_in_words(num_steps)
         rows = {
             f"teacher, {self.config.teacher_steps} steps": teacher.decode(full),
             f"teacher, {few_steps}": teacher.decode(few),
