@@ -91,7 +91,7 @@ def describe(
     scheduler: Any = pipe.scheduler
     title = Path(source.lora or source.pipeline).name or source.pipeline
     record = ModelRecord(
-        name=source.name or (f"{title}, {steps_in_words(steps)}"),
+        name=source.name or f"{title}, {steps_in_words(steps)}",
         source=source.pipeline,
         kind=source.kind,
         lora=source.lora,

@@ -65,7 +65,7 @@ class Validator:
         num_steps = len(self.distiller.sampler().times)
         few_steps = steps_in_words(num_steps)
         rows = {
-            f"teacher, {self.config.teacher_steps} steps": teacher.decode(full),
+            f"teacher, {steps_in_words(self.config.teacher_steps)}": teacher.decode(full),
             f"teacher, {few_steps}": teacher.decode(few),
             f"student, {few_steps}": teacher.decode(student),
         }
