@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,13 @@ class Requirements:
         return ["prompts", *(name for name, is_needed in optional.items() if is_needed)]
 
 
+class Publication(NamedTuple):
+    """Under what name, and where, a method was published."""
+
+    name: str
+    paper: str
+
+
 class Distiller(ABC):
     """A distillation method.
 
@@ -199,6 +206,11 @@ class Distiller(ABC):
         self.config = config if config is not None else self.Config()
         self.roles = roles or Roles()
         self.student = student if student is not None else teacher.role("student", self.roles)
+
+    @property
+    def publication(self) -> Publication:
+        """What model cards credit: the method, or what its options make of it."""
+        return Publication(type(self).__name__, self.paper)
 
     @abstractmethod
     def student_step(self, batch: Batch) -> Losses:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from stepdistill.metrics.catalogue import shown
 from stepdistill.metrics.measurements import Row
+from stepdistill.sampler import steps_in_words
 
 INK, FAINT, GRID, ACCENT = "#1c1e26", "#626878", "#e6e8ee", "#3b5bdb"
 NAMED_COLOURS = {"student": ACCENT, "teacher": FAINT, "fake": "#e8590c", "real": "#2b8a3e"}
@@ -159,9 +160,8 @@ def guidance_figure(rows: Sequence[Row]) -> str:
                 )
         for order, ((model, steps), points) in enumerate(lines.items()):
             scales, values = zip(*sorted(points), strict=True)
-            axes.plot(
-                scales, values, color=CYCLE[order % len(CYCLE)], marker="o", label=f"{model}, {steps} steps"
-            )
+            label = model if steps is None else f"{model}, {steps_in_words(steps)}"
+            axes.plot(scales, values, color=CYCLE[order % len(CYCLE)], marker="o", label=label)
         axes.set_xlabel("guidance scale")
         axes.set_ylabel("Frechet distance")
         axes.legend(fontsize=8)

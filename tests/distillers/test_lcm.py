@@ -121,6 +121,14 @@ def test_stages_of_hyper_sd_follow_each_other() -> None:
     assert distiller.sampler().times == (1.0,)
 
 
+@pytest.mark.parametrize(
+    ("segments", "name"), [((1,), "LCM"), ((4,), "PCM"), ((8, 4), "Hyper-SD"), ((4, 2, 1), "Hyper-SD")]
+)
+def test_what_the_segments_make_of_it_is_credited(segments: tuple[int, ...], name: str) -> None:
+    distiller = sd.LCM(GaussianTeacher(1.0, 0.5), LCMConfig(segments=segments, num_steps=segments[-1]))
+    assert distiller.publication.name == name
+
+
 def test_scale_one_is_no_guidance() -> None:
     teacher = GaussianTeacher(1.0, 0.5, uncond_mean=-1.0)
     batch = toy_batch(teacher, teacher.sample(64))

@@ -26,7 +26,7 @@ from torch import nn
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
-from stepdistill.distillers.base import Batch, Losses, PerTime, Requirements
+from stepdistill.distillers.base import Batch, Losses, PerTime, Publication, Requirements
 from stepdistill.distillers.consistency.guided import GuidedConfig, GuidedDistiller
 from stepdistill.distillers.target import follow, target_of
 from stepdistill.errors import UserError
@@ -86,6 +86,15 @@ class LCM(GuidedDistiller):
         self.grid = (*self.student_times(self.config.solver_steps, "ode"), 0.0)
         self.is_flow_map = self.config.segments[-1] == 1
         self.target = target_of(self.student, self.roles) if self.config.target == "ema" else None
+
+    @property
+    def publication(self) -> Publication:
+        """LCM has one segment, PCM several, Hyper-SD several in turn."""
+        if len(self.config.segments) > 1:
+            return Publication("Hyper-SD", "https://arxiv.org/abs/2404.13686")
+        if self.config.segments[-1] > 1:
+            return Publication("PCM", "https://arxiv.org/abs/2405.18407")
+        return super().publication
 
     def student_step(self, batch: Batch) -> Losses:
         """One pair of neighbours per sample: both jumps to the edge below have to agree (LCM's algorithm 1)."""
