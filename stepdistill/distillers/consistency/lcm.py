@@ -90,11 +90,11 @@ class LCM(GuidedDistiller):
     @property
     def publication(self) -> Publication:
         """LCM has one segment, PCM several, Hyper-SD several in turn."""
-        if len(self.config.segments) > 1:
-            return Publication("Hyper-SD", "https://arxiv.org/abs/2404.13686")
-        if self.config.segments[-1] > 1:
+        if self.config.segments == (1,):
+            return super().publication
+        if len(self.config.segments) == 1:
             return Publication("PCM", "https://arxiv.org/abs/2405.18407")
-        return super().publication
+        return Publication("Hyper-SD", "https://arxiv.org/abs/2404.13686")
 
     def student_step(self, batch: Batch) -> Losses:
         """One pair of neighbours per sample: both jumps to the edge below have to agree (LCM's algorithm 1)."""
