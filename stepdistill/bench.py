@@ -87,19 +87,29 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
 
     Raises:
         UserError: a recipe cannot be read, or two have the same name.
+        RunInterruptedError: a signal came; the leaderboard shows what was finished by then.
     """
     resolved = {Path(recipe).stem: load_recipe(recipe) for recipe in recipes}
     if len(resolved) < len(recipes):
         raise UserError("two of the recipes have the same file name; rename one, as it names the run")
     for name in resolved:
         read_pace(out / name, budget)  # a run of another budget is refused before anything starts
-    succeeded = run_all(resolved, recipes, out, budget)
+    try:
+        succeeded = run_all(resolved, recipes, out, budget)
+    except RunInterruptedError:
+        finished = {name: recipe for name, recipe in resolved.items() if (out / name / RESULTS_NAME).exists()}
+        if finished:
+            write_entries(finished, out, title=f"{budget}, stopped after {len(finished)} of {len(resolved)}")
+        raise
     failed = [name for name, went_well in zip(resolved, succeeded, strict=True) if not went_well]
-    entries = [
-        read_entry(name, recipe, out / name) for name, recipe in resolved.items() if name not in failed
-    ]
-    write_leaderboard(entries, out, title=str(budget))
+    write_entries({n: recipe for n, recipe in resolved.items() if n not in failed}, out, title=str(budget))
     return failed
+
+
+def write_entries(finished: Mapping[str, Recipe], out: Path, *, title: str) -> None:
+    """The leaderboard of these runs."""
+    entries = [read_entry(name, recipe, out / name) for name, recipe in finished.items()]
+    write_leaderboard(entries, out, title=title)
 
 
 def run_all(

@@ -208,6 +208,27 @@ def test_a_signal_cancels_what_has_not_begun(
     assert begun == ["pace"], "the second recipe was not begun"
 
 
+def test_a_stopped_benchmark_shows_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
+) -> None:
+    run = bench.start_run
+
+    def stopped(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
+        if "twin" in recipe:
+            raise RunInterruptedError("stopped")
+        return run(recipe, run_dir, overrides, jobs=jobs)
+
+    monkeypatch.setattr(bench, "start_run", stopped)
+    twin = tmp_path / "twin.yaml"
+    twin.write_text(Path(RECIPE).read_text())
+    with pytest.raises(RunInterruptedError):
+        run_bench([RECIPE, str(twin)], tmp_path, BenchBudget())
+    table = (tmp_path / "leaderboard.md").read_text()
+    assert "stopped after 1 of 2" in table
+    assert "emoji_dmd2_demo" in table
+    assert "twin" not in table
+
+
 def test_sigterm_reaches_the_runs_and_they_are_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
