@@ -261,14 +261,13 @@ def run_beside(command: Sequence[str], output: Path, *, num_threads: int) -> int
 def read_entry(name: str, recipe: Recipe, run_dir: Path) -> Entry:
     """The leaderboard's view of a finished run."""
     rows = [Row.read(record) for record in _json(run_dir / RESULTS_NAME)["rows"]]
-    grids = sorted((run_dir / "samples").glob("step_*.png"))
     return Entry(
         name=name,
         method=recipe.method["name"],
         teacher=recipe.model.pretrained_model_name_or_path,
         rows=tuple(rows),
         cost=_json(run_dir / "cost.json"),
-        grid=str(grids[-1]) if grids else None,
+        run_dir=str(run_dir),
     )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from itertools import groupby
 from pathlib import Path
 from threading import Barrier
 
@@ -21,7 +22,8 @@ from stepdistill.bench import PACE_STEPS, QUICK, BenchBudget, run_bench
 from stepdistill.errors import UserError
 from stepdistill.guidance import Guidance
 from stepdistill.metrics.leaderboard import Entry, lines, summary, write_leaderboard
-from stepdistill.metrics.measurements import Row
+from stepdistill.metrics.measurements import Results, Row
+from stepdistill.metrics.tables import write_results
 from stepdistill.schedule import FlowSchedule
 from stepdistill.testing.prompts import ComponentPrompts
 from stepdistill.testing.toys import MLPDenoiser
@@ -141,17 +143,35 @@ def test_the_table_has_each_reference_once_and_students_by_distance(tmp_path: Pa
     )
 
 
-def test_the_page_shows_the_pictures_of_each_student(tmp_path: Path) -> None:
-    grid = tmp_path / "step_000008.png"
-    Image.new("RGB", (12, 8)).save(grid)
+def drawn_run(folder: Path, shades: dict[str, int], captions: list[str]) -> str:
+    """A run folder with two pictures in one grey for each row."""
+    pictures = {name: torch.full((2, 3, 8, 8), shade, dtype=torch.uint8) for name, shade in shades.items()}
+    write_results(Results({}, rows(2, 5.0), pictures, captions), folder)
+    return str(folder)
+
+
+def test_pictures_of_the_same_captions_stand_below_each_other_by_distance(tmp_path: Path) -> None:
+    captions = ["fox", "heart"]
+    teacher = {"teacher 50 steps": 10, "teacher 2 steps": 60}
+    folders = {
+        "far": drawn_run(tmp_path / "far", {**teacher, "student 2 steps": 110}, captions),
+        "near": drawn_run(tmp_path / "near", {**teacher, "student 2 steps": 160}, captions),
+        "other": drawn_run(tmp_path / "other", {"student 2 steps": 210}, ["cat", "dog"]),
+        "undrawn": None,
+    }
+    distances = {"far": 9.0, "near": 4.0, "other": 1.0, "undrawn": 2.0}
     shown = [
-        Entry(name, "dmd2", "assets/emoji-sd", tuple(rows(2, 9.0)), COST, grid=path)
-        for name, path in (("drawn", str(grid)), ("undrawn", None))
+        Entry(name, "dmd2", "assets/emoji-sd", tuple(rows(2, distances[name])), COST, run_dir=folder)
+        for name, folder in folders.items()
     ]
-    write_leaderboard(shown, tmp_path, title="two")
-    page = (tmp_path / "leaderboard.html").read_text()
-    assert page.count("<img") == 1
-    assert "<figcaption>drawn</figcaption>" in page
+    write_leaderboard(shown, tmp_path / "out", title="four")
+    assert (tmp_path / "out/leaderboard.html").read_text().count("<img") == 1
+    with Image.open(tmp_path / "out/assets-emoji-sd_2step.png") as sheet:
+        column = sheet.convert("L").crop((sheet.width - 50, 0, sheet.width - 49, sheet.height))
+    seen = [shade for shade, _ in groupby(column.get_flattened_data()) if shade in range(10, 211, 50)]
+    assert seen == [10, 60, 160, 110], (
+        "teacher, teacher at as many steps, near, far; not the one of other captions"
+    )
 
 
 def test_the_quick_budget_measures_each_student_at_its_own_steps(tmp_path: Path, started: Started) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -14,9 +15,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
 
+from stepdistill.metrics.contact_sheets import Contestant, contact_sheets
 from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.plots import CYCLE, FAINT, STYLE, to_svg
 from stepdistill.metrics.report import embedded_sheet
+from stepdistill.metrics.tables import read_pictures
 from stepdistill.sampler import steps_in_words
 
 TITLES = (
@@ -44,7 +47,7 @@ class Entry:
         teacher: path or hub id of the teacher.
         rows: of its results.json.
         cost: its cost.json: network_passes, train_seconds, peak_memory_mib.
-        grid: path of its last sample grid, teacher above student; None if it drew none.
+        run_dir: its folder, for the pictures; None for a page without them.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Entry:
     teacher: str
     rows: tuple[Row, ...]
     cost: Mapping[str, float]
-    grid: str | None = None
+    run_dir: str | None = None
 
     @property
     def students(self) -> tuple[Row, ...]:
@@ -66,7 +69,7 @@ class Entry:
 
 
 def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> None:
-    """Write `leaderboard.json`, `leaderboard.md` and `leaderboard.html` into `out`."""
+    """Write `leaderboard.json`, `leaderboard.md`, `leaderboard.html` and its pictures into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     groups = {
         teacher: [e for e in entries if e.teacher == teacher]
@@ -83,12 +86,28 @@ def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> Non
             "teacher": teacher,
             "lines": lines(group),
             "figure": quality_figure(group),
-            "grids": [(entry.name, embedded_sheet(Path(entry.grid))) for entry in group if entry.grid],
+            "sheets": [
+                (steps_in_words(steps), embedded_sheet(path))
+                for steps, path in write_sheets(group, out, teacher).items()
+            ],
         }
         for teacher, group in groups.items()
     ]
     page = environment.from_string(source).render(title=title, titles=TITLES, sections=sections)
     (out / "leaderboard.html").write_text(page, encoding="utf-8")
+
+
+def write_sheets(entries: Sequence[Entry], out: Path, teacher: str) -> dict[int, Path]:
+    """Write what each drew as `TEACHER_Nstep.png` into `out`, a file for each number of steps; returns their paths."""
+    drawn = [(entry, read_pictures(Path(entry.run_dir))) for entry in entries if entry.run_dir]
+    contestants = [
+        Contestant(entry.name, entry.students, pictures) for entry, pictures in drawn if pictures is not None
+    ]
+    stem, paths = re.sub(r"[^\w.-]+", "-", teacher).strip("-"), {}
+    for steps, sheet in contact_sheets(contestants).items():
+        paths[steps] = out / f"{stem}_{steps}step.png"
+        sheet.save(paths[steps])
+    return paths
 
 
 def lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:

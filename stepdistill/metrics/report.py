@@ -20,7 +20,7 @@ from PIL import Image
 from stepdistill.metrics.measurements import Row
 from stepdistill.metrics.pictures import fitted
 from stepdistill.metrics.plots import Panel, draw_panel, is_empty, panels
-from stepdistill.metrics.tables import COMPARISON, RESULTS_NAME, cell, headlines, present_columns
+from stepdistill.metrics.tables import RESULTS_NAME, cell, headlines, present_columns, read_pictures
 from stepdistill.sampler import steps_in_words
 
 REPORT_NAME = "report.html"
@@ -55,7 +55,7 @@ def write_report(run_dir: str | Path, *, code: str | None = None, picture: Path 
         columns=present_columns(rows),
         protocol=document.get("protocol") or {},
         search=next((row for row in by_steps if row.sampler_search), None),
-        comparison=read_comparison(run_dir / COMPARISON),
+        comparison=comparison(run_dir),
         curves=[
             (f"{name} / {panel.title}", _svg(draw_panel(panel))) for name, panel in ordered_panels(records)
         ],
@@ -174,15 +174,15 @@ def ordered_panels(records: Sequence[Mapping[str, float]]) -> list[tuple[str, Pa
     return [(name, panel) for name in names for panel in found[name] if not is_empty(panel)]
 
 
-def read_comparison(folder: Path) -> list[dict[str, Any]]:
+def comparison(run_dir: Path) -> list[dict[str, Any]]:
     """Per caption, the picture of each row on the same noise."""
-    index = json.loads(_text(folder / "index.json") or "{}")
-    rows = index.get("rows", [])
-    strips = [_tiles(folder / f"row_{number}.png") for number in range(len(rows))]
+    drawn = read_pictures(run_dir)
+    if drawn is None:
+        return []
     return [
-        {"caption": caption, "pictures": [(name, strip[i]) for name, strip in zip(rows, strips, strict=True)]}
-        for i, caption in enumerate(index.get("captions", [])[:MAX_FRAMES])
-        if all(i < len(strip) for strip in strips)
+        {"caption": caption, "pictures": [(name, _data(strip[i])) for name, strip in drawn.rows.items()]}
+        for i, caption in enumerate(drawn.captions[:MAX_FRAMES])
+        if all(i < len(strip) for strip in drawn.rows.values())
     ]
 
 
@@ -200,13 +200,6 @@ def sample_series(folder: Path) -> dict[str, list[dict[str, str]]]:
         kept = found if len(found) <= MAX_FRAMES else [found[round(i * every)] for i in range(MAX_FRAMES)]
         out[name] = [{"step": f"{step:,}", "source": embedded_sheet(path)} for step, path in kept]
     return out
-
-
-def _tiles(path: Path) -> list[str]:
-    """The square pictures of a strip as data addresses."""
-    with Image.open(path) as sheet:
-        side = sheet.height
-        return [_data(sheet.crop((x, 0, x + side, side))) for x in range(0, sheet.width, side)]
 
 
 def _picture(path: Path, enlarge_to: int = 0) -> str | None:

@@ -63,6 +63,29 @@ def write_results(results: Results, run_dir: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class DrawnRows:
+    """Pictures that the rows of a run drew, on the same noise.
+
+    Attributes:
+        captions: one for each column.
+        rows: name of a row to its pictures.
+    """
+
+    captions: tuple[str, ...]
+    rows: dict[str, tuple[Image.Image, ...]]
+
+
+def read_pictures(run_dir: Path) -> DrawnRows | None:
+    """What `write_results` put under `samples/comparison`; None where there is nothing."""
+    folder = run_dir / COMPARISON
+    if not (folder / "index.json").exists():
+        return None
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    rows = {name: _pictures(folder / f"row_{number}.png") for number, name in enumerate(index["rows"])}
+    return DrawnRows(tuple(index["captions"]), rows)
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a `results.json`."""
     return [Row.read(record) for record in json.loads(path.read_text(encoding="utf-8"))["rows"]]
@@ -134,3 +157,10 @@ def headlines(rows: Sequence[Row], *, steps: int | None = None) -> list[dict[str
             note = f"{ours / theirs:.0%} of the teacher's {theirs:.1%}"
             tiles.append({"value": f"{ours:.1%}", "title": title, "note": note})
     return tiles
+
+
+def _pictures(strip: Path) -> tuple[Image.Image, ...]:
+    """The square pictures of such a file."""
+    with Image.open(strip) as sheet:
+        side = sheet.height
+        return tuple(sheet.crop((x, 0, x + side, side)) for x in range(0, sheet.width, side))
