@@ -254,7 +254,8 @@ def run_beside(command: Sequence[str], output: Path, *, num_threads: int) -> int
             command, check=False, env=environment, stdout=stream, stderr=subprocess.STDOUT
         ).returncode
     took = f"after {time.monotonic() - begun:.0f} s"
-    console.print(f"{output.parent}: " + (f"done {took}" if code == 0 else f"failed {took}, see {output}"))
+    endings = {0: f"done {took}", 130: f"stopped {took}"}
+    console.print(f"{output.parent}: {endings.get(code, f'failed {took}, see {output}')}")
     return code
 
 
