@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import stepdistill
 import stepdistill.export.exporter as exporter_module
 from stepdistill.denoisers import Denoiser, Roles, load_teacher
+from stepdistill.distillers.consistency.lcm import LCM
 from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.errors import UserError
 from stepdistill.export import ExportError, apply_sampler, export, read_contract
@@ -105,6 +106,14 @@ def test_the_gate_fails_on_a_lora_at_half_strength(tmp_path, monkeypatch):
         export(distiller, tmp_path / "out", name="fox", prompts=PROMPTS)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.failed" / "fox_kohya.safetensors").is_file()
+
+
+def test_the_card_credits_what_the_options_make_of_the_method(tmp_path):
+    config = LCM.Config(num_steps=4, segments=(4,))
+    distiller = LCM(load_teacher(tiny_pipeline("sd")), config, roles=Roles(rank=2))
+    contract = export(distiller, tmp_path / "out", verify=False)
+    assert contract.method == "PCM"
+    assert "[PCM](https://arxiv.org/abs/2405.18407)" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_export_without_the_gate_says_so(tmp_path):
