@@ -72,6 +72,22 @@ def from_x0_eps(prediction: Prediction, x0: Latents, eps: Latents, alpha: Tensor
     return p * x0 + q * eps
 
 
+def jump_gain(prediction: Prediction, schedule: NoiseSchedule, t: Times, s: Times) -> Times:
+    """How much of an error of the network's output at t a DDIM jump to s keeps: |d jump / d output|, per sample.
+
+    With d as above it is (alpha_s sigma_t - sigma_s alpha_t) / |d|: for eps and a jump to the data sigma_t / alpha_t, for flow t - s.
+    Floored, so that it can divide.
+
+    >>> from stepdistill.schedule import FlowSchedule
+    >>> jump_gain("flow", FlowSchedule(), torch.tensor([0.75]), torch.tensor([0.25]))
+    tensor([0.5000])
+    """
+    (alpha, sigma), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
+    p, q = coefficients(prediction, alpha, sigma)
+    d = (alpha * q - sigma * p).abs().clamp(min=DIVISOR_FLOOR)
+    return ((alpha_s * sigma - sigma_s * alpha) / d).clamp(min=DIVISOR_FLOOR)
+
+
 def conditional_target(
     schedule: NoiseSchedule,
     x_s: Latents,

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from stepdistill.prediction import conditional_target, from_x0_eps, to_x0_eps
+from stepdistill.denoisers.base import Denoised
+from stepdistill.prediction import conditional_target, from_x0_eps, jump_gain, to_x0_eps
 from stepdistill.schedule import EDMSchedule, FlowSchedule, TrigSchedule, schedule_from_scheduler
+from stepdistill.solver import ddim_step
 
 SCHEDULES = {
     "vp": schedule_from_scheduler(
@@ -161,3 +163,15 @@ def test_regression_on_the_conditional_target_gives_the_posterior_of_the_data(sc
 def test_conditional_target_of_an_empty_interval_is_finite(schedule, prediction):
     x, eps, t = batch(torch.float32)
     assert conditional_target(schedule, x, eps, t, t, prediction).isfinite().all()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.8])
+def test_the_gain_of_a_jump_is_its_derivative_by_the_networks_output(schedule, prediction, fraction):
+    x0, eps, t = batch()
+    alpha, sigma = schedule.level(t)
+    x_t = schedule.add_noise(x0, eps, t)
+    output = from_x0_eps(prediction, x0, eps, alpha, sigma).requires_grad_()
+    jump = ddim_step(Denoised(*to_x0_eps(prediction, output, x_t, alpha, sigma), t), fraction * t, schedule)
+    (slope,) = torch.autograd.grad(jump.sum(), output)
+    gain = jump_gain(prediction, schedule, t, fraction * t)
+    assert (slope.abs() - gain[:, None, None]).abs().max() < 1e-9 * gain.max()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -14,7 +14,15 @@ from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.config import DistillerConfig
 from stepdistill.errors import UserError
 from stepdistill.guidance import Guidance, RandomScale
+from stepdistill.prediction import jump_gain
 from stepdistill.rng import RandomStream
+from stepdistill.typing import Times
+
+LossSpace = Literal["latent", "output"]
+LOSS_SPACE = (
+    "unit of the loss: latents (the papers), in which an eps network's late times outweigh the early ones by sigma / alpha, "
+    "or the network's output, in which all weigh alike"
+)
 
 
 class GuidedConfig(DistillerConfig):
@@ -64,3 +72,15 @@ class GuidedDistiller(Distiller):
         if self.student.embedded_guidance is None or not isinstance(guidance.scale, Tensor):
             return cond
         return cond.told("guidance_scale", guidance.scale)
+
+
+def gap_weight(network: Denoiser, space: LossSpace, t: Times, edge: Times) -> Times | None:
+    """What turns a gap between two jumps from t to `edge` into a gap between the network's outputs; None for latents.
+
+    The gap is what the outputs differ by, times the jump's gain. A loss that is linear in the gap pulls at the output of an
+    eps network by sigma_t / alpha_t: 45 at pure noise, 0.2 at the last step, so that the first jumps of the chain, which all
+    the others rest on, are learnt last.
+    """
+    if space == "latent":
+        return None
+    return 1 / jump_gain(network.prediction, network.schedule, t, edge)

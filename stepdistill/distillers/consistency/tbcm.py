@@ -20,6 +20,7 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoised, Denoiser
 from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers.base import Batch, Losses, PerTime, Requirements
+from stepdistill.distillers.consistency.guided import LOSS_SPACE, LossSpace, gap_weight
 from stepdistill.distillers.consistency.scm import SCM, SCMConfig
 from stepdistill.losses.regression import pseudo_huber
 from stepdistill.rng import RandomStream
@@ -49,6 +50,7 @@ class TBCMConfig(SCMConfig):
         ge=0.0,
         description="of the discrete form: where the loss turns from quadratic to linear",
     )
+    loss_space: LossSpace = Field(default="latent", description=f"of the discrete form: {LOSS_SPACE}")
 
 
 class TBCM(SCM):
@@ -103,7 +105,8 @@ class TBCM(SCM):
             target = torch.cat([later, route.x0.to(later)])
         x0 = self.student(x_t, teacher.t, told).x0
         gap = (x0.detach() - target).square().flatten(1).mean(1).sqrt()
-        loss = pseudo_huber(x0, target, c=self.config.huber_c)
+        weight = gap_weight(self.student, self.config.loss_space, teacher.t, torch.zeros_like(teacher.t))
+        loss = pseudo_huber(x0, target, c=self.config.huber_c, weight=weight)
         return Losses({"consistency": loss}, logs={"gap": PerTime(gap, teacher.t)})
 
     def tangent_weight(self, step: int) -> float:
