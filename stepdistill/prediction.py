@@ -34,6 +34,17 @@ def coefficients(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[
     raise ValueError(f"prediction is one of x0, eps, v, flow; got {prediction!r}")
 
 
+def divisor(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """d = alpha q - sigma p, by which an output is divided on its way to x0 and eps; floored where it is zero.
+
+    >>> divisor("eps", torch.tensor([0.8]), torch.tensor([0.6]))
+    tensor([0.8000])
+    """
+    p, q = coefficients(prediction, alpha, sigma)
+    d = alpha * q - sigma * p
+    return torch.where(d < 0, d.clamp(max=-DIVISOR_FLOOR), d.clamp(min=DIVISOR_FLOOR))
+
+
 def to_x0_eps(
     prediction: Prediction, output: Latents, x_t: Latents, alpha: Tensor, sigma: Tensor
 ) -> tuple[Latents, Latents]:
@@ -49,8 +60,7 @@ def to_x0_eps(
     output, x_t = at_least_float32(output), at_least_float32(x_t)
     alpha, sigma = per_sample(at_least_float32(alpha), x_t), per_sample(at_least_float32(sigma), x_t)
     p, q = coefficients(prediction, alpha, sigma)
-    d = alpha * q - sigma * p
-    d = torch.where(d < 0, d.clamp(max=-DIVISOR_FLOOR), d.clamp(min=DIVISOR_FLOOR))
+    d = divisor(prediction, alpha, sigma)
     x0 = output if prediction == "x0" else (q * x_t - sigma * output) / d
     eps = output if prediction == "eps" else (alpha * output - p * x_t) / d
     return x0, eps
@@ -75,17 +85,16 @@ def from_x0_eps(prediction: Prediction, x0: Latents, eps: Latents, alpha: Tensor
 def jump_gain(prediction: Prediction, schedule: NoiseSchedule, t: Times, s: Times) -> Times:
     """How much of an error of the network's output at t a DDIM jump to s keeps: |d jump / d output|, per sample.
 
-    With d as above it is (alpha_s sigma_t - sigma_s alpha_t) / |d|: for eps and a jump to the data sigma_t / alpha_t, for flow t - s.
-    Floored, so that it can divide.
+    With d as above it is (alpha_s sigma_t - sigma_s alpha_t) / |d|: for eps and a jump to the data sigma_t / alpha_t, for
+    flow t - s. Floored, so that it can divide.
 
     >>> from stepdistill.schedule import FlowSchedule
     >>> jump_gain("flow", FlowSchedule(), torch.tensor([0.75]), torch.tensor([0.25]))
     tensor([0.5000])
     """
     (alpha, sigma), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
-    p, q = coefficients(prediction, alpha, sigma)
-    d = (alpha * q - sigma * p).abs().clamp(min=DIVISOR_FLOOR)
-    return ((alpha_s * sigma - sigma_s * alpha) / d).clamp(min=DIVISOR_FLOOR)
+    gain = (alpha_s * sigma - sigma_s * alpha) / divisor(prediction, alpha, sigma).abs()
+    return gain.clamp(min=DIVISOR_FLOOR)
 
 
 def conditional_target(

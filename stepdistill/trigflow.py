@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stepdistill.prediction import from_x0_eps
+from stepdistill.prediction import Prediction, divisor, from_x0_eps
 from stepdistill.schedule import NoiseSchedule, per_sample
 from stepdistill.solver import velocity
 from stepdistill.typing import Latents, Times
@@ -40,6 +40,19 @@ def trig_state(x_t: Latents, t: Times, schedule: NoiseSchedule) -> Latents:
 def trig_field(out: Denoised, schedule: NoiseSchedule) -> Latents:
     """F = cos a eps - sin a x0: the field dx/da of a teacher, and the output of a student in TrigFlow's terms."""
     return from_x0_eps("v", out.x0, out.eps, *trig_level(schedule, out.t))
+
+
+def field_gain(prediction: Prediction, schedule: NoiseSchedule, t: Times) -> Times:
+    """How much of an error of the network's output the field F has: |dF / d output|, per sample.
+
+    1 for v, 1 / cos a for eps: 10 and more where an eps network starts.
+
+    >>> from stepdistill.schedule import TrigSchedule
+    >>> field_gain("eps", TrigSchedule(), torch.tensor([0.0, 2 / 3]))
+    tensor([1.0000, 2.0000])
+    """
+    alpha, sigma = schedule.level(t)
+    return torch.hypot(alpha, sigma) / divisor(prediction, alpha, sigma).abs()
 
 
 def trig_x0(F: Latents, x_t: Latents, t: Times, schedule: NoiseSchedule) -> Latents:

@@ -5,6 +5,7 @@ from stepdistill.denoisers.base import Denoised
 from stepdistill.prediction import conditional_target, from_x0_eps, jump_gain, to_x0_eps
 from stepdistill.schedule import EDMSchedule, FlowSchedule, TrigSchedule, schedule_from_scheduler
 from stepdistill.solver import ddim_step
+from stepdistill.trigflow import field_gain, trig_field
 
 SCHEDULES = {
     "vp": schedule_from_scheduler(
@@ -174,4 +175,15 @@ def test_the_gain_of_a_jump_is_its_derivative_by_the_networks_output(schedule, p
     jump = ddim_step(Denoised(*to_x0_eps(prediction, output, x_t, alpha, sigma), t), fraction * t, schedule)
     (slope,) = torch.autograd.grad(jump.sum(), output)
     gain = jump_gain(prediction, schedule, t, fraction * t)
+    assert (slope.abs() - gain[:, None, None]).abs().max() < 1e-9 * gain.max()
+
+
+def test_the_gain_of_the_field_is_its_derivative_by_the_networks_output(schedule, prediction):
+    x0, eps, t = batch()
+    alpha, sigma = schedule.level(t)
+    x_t = schedule.add_noise(x0, eps, t)
+    output = from_x0_eps(prediction, x0, eps, alpha, sigma).requires_grad_()
+    F = trig_field(Denoised(*to_x0_eps(prediction, output, x_t, alpha, sigma), t), schedule)
+    (slope,) = torch.autograd.grad(F.sum(), output)
+    gain = field_gain(prediction, schedule, t)
     assert (slope.abs() - gain[:, None, None]).abs().max() < 1e-9 * gain.max()

@@ -1,8 +1,8 @@
-"""Where the loss of a consistency method on a grid is taken, and what each time is worth there."""
+"""Whose errors the loss of a consistency method weighs, and what each time is worth there."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,51 +10,78 @@ import torch
 import stepdistill as sd
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.distillers.base import Batch, Distiller
+from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.testing import BulkStream, GaussianTeacher
+from stepdistill.trigflow import field_gain
 from stepdistill.typing import Latents, Times
 
 SIZE = 512
-Space = Literal["latent", "output"]
+ROUTE = 8
+TEACHER = GaussianTeacher(1.0, 0.5)
 
 
 class FreeOutput(Denoiser):
     """A network whose output is a variable of its own for each row of the batch, whatever x_t and t."""
 
-    def __init__(self, teacher: GaussianTeacher, rows: int) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.schedule, self.prediction, self.is_trainable = teacher.schedule, "eps", True
-        self.output = torch.nn.Parameter(torch.zeros(rows, *teacher.latent_shape()))
+        self.schedule, self.prediction, self.is_trainable = TEACHER.schedule, "eps", True
+        self.output = torch.nn.Parameter(torch.zeros(rows, *TEACHER.latent_shape()))
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
         return self.output[: len(x_t)]
 
 
-def lcm(teacher: GaussianTeacher, space: Space, segments: int) -> Distiller:
-    config = sd.LCM.Config(loss_space=space, huber_c=0.0, num_steps=4, segments=(segments,))
-    return sd.LCM(teacher, config, student=FreeOutput(teacher, SIZE))
+def lcm(segments: int, **options) -> Distiller:
+    config = sd.LCM.Config(huber_c=0.0, num_steps=4, segments=(segments,), **options)
+    return sd.LCM(TEACHER, config, student=FreeOutput(SIZE))
 
 
-def tbcm(teacher: GaussianTeacher, space: Space) -> Distiller:
-    config = sd.TBCM.Config(form="discrete", loss_space=space, huber_c=0.0, route_points=8)
-    return sd.TBCM(teacher, config, student=FreeOutput(teacher, 8 * SIZE))
+def scm(**options) -> Distiller:
+    config = sd.SCM.Config(tangent="finite", learn_variance=False, **options)
+    return sd.SCM(TEACHER, config, student=FreeOutput(SIZE))
+
+
+def tbcm(form: str, **options) -> Distiller:
+    config = sd.TBCM.Config(
+        form=form, tangent="finite", learn_variance=False, huber_c=0.0, route_points=ROUTE, **options
+    )
+    rows = ROUTE - 1 if form == "continuous" else ROUTE
+    return sd.TBCM(TEACHER, config, student=FreeOutput(rows * SIZE))
+
+
+def pull(distiller: Distiller) -> tuple[torch.Tensor, dict]:
+    """The size of the loss's gradient in each row's output, and the logs."""
+    cond, uncond = TEACHER.encode(["x"]).expand(SIZE), TEACHER.uncond(1).expand(SIZE)
+    stream = BulkStream(0, 0, tuple(range(SIZE)))
+    latents = 1 + 0.5 * torch.randn(SIZE, 1, generator=torch.Generator().manual_seed(0))
+    losses = distiller.student_step(Batch(cond, uncond, stream, 0, (1,), latents, cond))
+    losses.total.backward()
+    (output,) = distiller.student.parameters()
+    assert output.grad is not None
+    return output.grad.abs().flatten(), losses.logs
 
 
 @pytest.mark.parametrize(
     "distiller_of",
-    [lambda *a: lcm(*a, segments=1), lambda *a: lcm(*a, segments=4), tbcm],
+    [lambda **o: lcm(1, **o), lambda **o: lcm(4, **o), lambda **o: tbcm("discrete", **o)],
     ids=["lcm", "pcm", "tbcm"],
 )
-def test_in_the_space_of_the_output_every_time_pulls_alike(distiller_of) -> None:
-    teacher = GaussianTeacher(1.0, 0.5)
-    cond, uncond = teacher.encode(["x"]).expand(SIZE), teacher.uncond(1).expand(SIZE)
-    stream = BulkStream(0, 0, tuple(range(SIZE)))
-    batch = Batch(cond, uncond, stream, 0, teacher.latent_shape(), teacher.sample(SIZE), cond)
-    spread = {}
-    for space in ("latent", "output"):
-        distiller = distiller_of(teacher, space)
-        distiller.student_step(batch).total.backward()
-        (pull,) = (parameter.grad.abs() for parameter in distiller.student.parameters())
-        spread[space] = (pull.max() / pull.min()).item()
+def test_the_times_of_a_grid_pull_at_the_output_alike(distiller_of: Callable[..., Distiller]) -> None:
+    pulls = {space: pull(distiller_of(loss_space=space))[0] for space in ("latent", "output")}
+    spread = {space: (values.max() / values.min()).item() for space, values in pulls.items()}
     assert spread["output"] == pytest.approx(1.0, rel=1e-3)
     assert spread["latent"] > 10
+
+
+@pytest.mark.parametrize("distiller_of", [scm, lambda **o: tbcm("continuous", **o)], ids=["scm", "tbcm"])
+def test_a_tangent_pulls_at_the_output_without_the_fields_gain(
+    distiller_of: Callable[..., Distiller],
+) -> None:
+    latent, logs = pull(distiller_of(loss_space="latent"))
+    output, _ = pull(distiller_of(loss_space="output"))
+    tangent = logs["tangent"]
+    assert isinstance(tangent, PerTime)
+    gain = field_gain("eps", TEACHER.schedule, tangent.t)
+    assert torch.allclose(latent, output * gain, rtol=1e-4)
+    assert gain.max() / gain.min() > 5

@@ -14,19 +14,13 @@ from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.config import DistillerConfig
 from stepdistill.errors import UserError
 from stepdistill.guidance import Guidance, RandomScale
-from stepdistill.prediction import jump_gain
 from stepdistill.rng import RandomStream
-from stepdistill.typing import Times
-
-LossSpace = Literal["latent", "output"]
-LOSS_SPACE = (
-    "unit of the loss: latents (the papers), in which an eps network's late times outweigh the early ones by sigma / alpha, "
-    "or the network's output, in which all weigh alike"
-)
+from stepdistill.schedule import per_sample
+from stepdistill.typing import Latents, Times
 
 
 class GuidedConfig(DistillerConfig):
-    """Options of guidance."""
+    """Options of guidance, and of what the times weigh."""
 
     guidance_range: tuple[float, float] | None = Field(
         default=None,
@@ -36,6 +30,11 @@ class GuidedConfig(DistillerConfig):
         default=False,
         description="tell the student the scale, so that it can be chosen in the pipeline call (guidance_scale is its "
         "default); for U-Nets with roles.mode=full, or with a guidance input of their own",
+    )
+    loss_space: Literal["latent", "output"] = Field(
+        default="latent",
+        description="whose errors the loss weighs: those of latents (the papers), where an eps network's late times pull sigma / alpha "
+        "times as hard as its early ones, or those of the network's output, where all times pull alike",
     )
 
 
@@ -73,14 +72,12 @@ class GuidedDistiller(Distiller):
             return cond
         return cond.told("guidance_scale", guidance.scale)
 
+    def balanced(self, prediction: Latents, gain: Times) -> Latents:
+        """The same values; with loss_space=output their gradient is divided by their gain over the network's output.
 
-def gap_weight(network: Denoiser, space: LossSpace, t: Times, edge: Times) -> Times | None:
-    """What turns a gap between two jumps from t to `edge` into a gap between the network's outputs; None for latents.
-
-    The gap is what the outputs differ by, times the jump's gain. A loss that is linear in the gap pulls at the output of an
-    eps network by sigma_t / alpha_t: 45 at pure noise, 0.2 at the last step, so that the first jumps of the chain, which all
-    the others rest on, are learnt last.
-    """
-    if space == "latent":
-        return None
-    return 1 / jump_gain(network.prediction, network.schedule, t, edge)
+        A loss pulls at the output of an eps network by sigma_t / alpha_t times as hard as at the x0 it makes: by 45 at pure noise and
+        by 0.2 at the last step. So the first jumps of the chain, which all the others rest on, are learnt last.
+        """
+        if self.config.loss_space == "latent":
+            return prediction
+        return prediction.detach() + (prediction - prediction.detach()) / per_sample(gain, prediction)

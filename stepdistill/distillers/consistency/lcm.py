@@ -27,16 +27,11 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers.base import Batch, Losses, PerTime, Publication, Requirements
-from stepdistill.distillers.consistency.guided import (
-    LOSS_SPACE,
-    GuidedConfig,
-    GuidedDistiller,
-    LossSpace,
-    gap_weight,
-)
+from stepdistill.distillers.consistency.guided import GuidedConfig, GuidedDistiller
 from stepdistill.distillers.target import follow, target_of
 from stepdistill.errors import UserError
 from stepdistill.losses.regression import pseudo_huber
+from stepdistill.prediction import jump_gain
 from stepdistill.sampler import StudentSampler
 from stepdistill.schedule import per_sample
 from stepdistill.solver import ddim_step
@@ -63,7 +58,6 @@ class LCMConfig(GuidedConfig):
     )
     target_decay: float = Field(default=0.95, ge=0.0, lt=1.0, description="decay of that average")
     huber_c: float = Field(default=1e-3, ge=0.0, description="where the loss turns from quadratic to linear")
-    loss_space: LossSpace = Field(default="latent", description=LOSS_SPACE)
 
     @property
     def num_targets(self) -> int:
@@ -118,8 +112,8 @@ class LCM(GuidedDistiller):
             target = self.jump(self.target or self.student, x_s, s, edge, told)
         # The student's graph comes last, so that its adapter is the active one when blocks are recomputed.
         prediction = self.jump(self.student, x_t, t, edge, told)
-        weight = gap_weight(self.student, self.config.loss_space, t, edge)
-        loss = pseudo_huber(prediction, target, c=self.config.huber_c, weight=weight)
+        prediction = self.balanced(prediction, jump_gain(self.student.prediction, schedule, t, edge))
+        loss = pseudo_huber(prediction, target, c=self.config.huber_c)
         gap = (prediction.detach() - target).square().flatten(1).mean(1).sqrt()
         step = (x_s - x_t).square().flatten(1).mean(1).sqrt()
         return Losses({"consistency": loss}, logs={"gap": PerTime(gap, t), "solver_step": PerTime(step, t)})

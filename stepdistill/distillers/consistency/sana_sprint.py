@@ -92,7 +92,9 @@ class SANASprint(SCM):
             teacher = self.teacher(x_t, t, cond, guidance=guidance)
         dF = self.derivative(x_t, teacher, told)
         x_gan, t_gan = self.adversarial_input(x0, rng)
-        F = self.field(torch.cat([x_t, x_gan]), torch.cat([t, t_gan]), Conditioning.cat([told, told]))
+        F = self.balanced_field(
+            torch.cat([x_t, x_gan]), torch.cat([t, t_gan]), Conditioning.cat([told, told])
+        )
         handoff = Handoff(F, self.student)
         F, F_gan = handoff.leaf.chunk(2)
         losses = self.tangent_losses(F, dF, x_t, teacher, batch.step)

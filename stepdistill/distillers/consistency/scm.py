@@ -29,7 +29,7 @@ from stepdistill.distillers.consistency.log_variance import LogVariance
 from stepdistill.losses.consistency import consistency_tangent, normalised_tangent, tangent_loss
 from stepdistill.rng import RandomStream
 from stepdistill.times import LogNormalSigma
-from stepdistill.trigflow import noise_direction, trig_field, trig_level, trig_state
+from stepdistill.trigflow import field_gain, noise_direction, trig_field, trig_level, trig_state
 from stepdistill.typing import Latents, Times
 
 
@@ -90,7 +90,7 @@ class SCM(GuidedDistiller):
             teacher = self.teacher(x_t, t, cond, guidance=guidance)
         told = self.told(cond, guidance)
         dF = self.derivative(x_t, teacher, told)
-        return self.tangent_losses(self.field(x_t, t, told), dF, x_t, teacher, batch.step)
+        return self.tangent_losses(self.balanced_field(x_t, t, told), dF, x_t, teacher, batch.step)
 
     def noised(self, x0: Latents, rng: RandomStream) -> tuple[Latents, Times]:
         """Data noised to times of the training law."""
@@ -100,6 +100,11 @@ class SCM(GuidedDistiller):
     def field(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
         """The student's output F in TrigFlow's terms."""
         return trig_field(self.student(x_t, t, cond), self.schedule)
+
+    def balanced_field(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
+        """F with its graph, for the loss."""
+        gain = field_gain(self.student.prediction, self.schedule, t)
+        return self.balanced(self.field(x_t, t, cond), gain)
 
     def derivative(self, x_t: Latents, teacher: Denoised, cond: Conditioning) -> Latents:
         """cos t sin t dF/dt of the student along the teacher's ODE."""

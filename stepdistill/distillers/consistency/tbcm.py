@@ -20,9 +20,9 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoised, Denoiser
 from stepdistill.denoisers.roles import Roles
 from stepdistill.distillers.base import Batch, Losses, PerTime, Requirements
-from stepdistill.distillers.consistency.guided import LOSS_SPACE, LossSpace, gap_weight
 from stepdistill.distillers.consistency.scm import SCM, SCMConfig
 from stepdistill.losses.regression import pseudo_huber
+from stepdistill.prediction import jump_gain
 from stepdistill.rng import RandomStream
 from stepdistill.solver import Trajectory, teacher_trajectory
 from stepdistill.typing import Latents
@@ -50,7 +50,6 @@ class TBCMConfig(SCMConfig):
         ge=0.0,
         description="of the discrete form: where the loss turns from quadratic to linear",
     )
-    loss_space: LossSpace = Field(default="latent", description=f"of the discrete form: {LOSS_SPACE}")
 
 
 class TBCM(SCM):
@@ -87,7 +86,7 @@ class TBCM(SCM):
             return self.discrete_losses(route, told)
         x_t, teacher, cond = joined(route, told, self.first)
         dF = self.derivative(x_t, teacher, cond)
-        F = self.field(x_t, teacher.t, cond)
+        F = self.balanced_field(x_t, teacher.t, cond)
         return self.tangent_losses(F, dF, x_t, teacher, batch.step)
 
     def route(self, rng: RandomStream) -> list[float]:
@@ -105,8 +104,8 @@ class TBCM(SCM):
             target = torch.cat([later, route.x0.to(later)])
         x0 = self.student(x_t, teacher.t, told).x0
         gap = (x0.detach() - target).square().flatten(1).mean(1).sqrt()
-        weight = gap_weight(self.student, self.config.loss_space, teacher.t, torch.zeros_like(teacher.t))
-        loss = pseudo_huber(x0, target, c=self.config.huber_c, weight=weight)
+        gain = jump_gain(self.student.prediction, self.schedule, teacher.t, torch.zeros_like(teacher.t))
+        loss = pseudo_huber(self.balanced(x0, gain), target, c=self.config.huber_c)
         return Losses({"consistency": loss}, logs={"gap": PerTime(gap, teacher.t)})
 
     def tangent_weight(self, step: int) -> float:
