@@ -322,6 +322,20 @@ def test_passes_are_counted_per_sample_and_only_within_the_block() -> None:
     assert other.record()["network_passes"] == 9
 
 
+def test_the_peak_of_a_resumed_run_is_that_of_all_its_processes(monkeypatch) -> None:
+    peaks = iter([1800.0, 1500.0, 700.0])
+    monkeypatch.setattr("stepdistill.training.cost.peak_memory_mib", lambda: next(peaks))
+    first, second = CostMeter([]), CostMeter([])
+    for _ in range(2):
+        with first.counted():
+            pass
+    second.load_state(first.state())
+    assert second.record()["peak_memory_mib"] == 1800  # gone on with only to be measured
+    with second.counted():
+        pass
+    assert second.record()["peak_memory_mib"] == 1800
+
+
 def test_the_summary_has_a_line_for_each_recipe_and_a_column_for_each_number_of_steps() -> None:
     entries = [
         Entry(

@@ -16,16 +16,16 @@ from stepdistill.denoisers.base import Denoiser
 
 
 class CostMeter:
-    """Counts the samples that go forward through the networks of a run (a guided call twice), and the seconds.
+    """Counts the samples that go forward through the networks of a run (a guided call twice), the seconds and the peak memory.
 
-    Only what happens within `counted` counts. Backward passes do not, and a call that stops at a tapped layer counts as whole.
+    The peak is the highest of all processes that went on with the run. Only what happens within `counted` counts. Backward passes do not, and a call that stops at a tapped layer counts as whole.
 
     Args:
         networks: teacher and roles; other modules among them (heads) do not count, and a network that roles share counts once.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
-        self.num_passes, self.seconds = 0, 0.0
+        self.num_passes, self.seconds, self.peak_memory_mib = 0, 0.0, 0.0
         self._is_counting = False
         denoisers = [each for each in networks if isinstance(each, Denoiser)]
         for network in {id(each): each for each in map(network_of, denoisers)}.values():
@@ -39,22 +39,28 @@ class CostMeter:
             yield
         finally:
             self.seconds += time.perf_counter() - started
+            self.peak_memory_mib = max(self.peak_memory_mib, peak_memory_mib())
             self._is_counting = False
 
     def state(self) -> dict[str, float]:
         """What a resumed run goes on from."""
-        return {"num_passes": self.num_passes, "seconds": self.seconds}
+        return {
+            "num_passes": self.num_passes,
+            "seconds": self.seconds,
+            "peak_memory_mib": self.peak_memory_mib,
+        }
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Put back what `state` gave."""
         self.num_passes, self.seconds = int(state["num_passes"]), float(state["seconds"])
+        self.peak_memory_mib = float(state.get("peak_memory_mib", 0.0))
 
     def record(self) -> dict[str, float]:
         """The content of `cost.json`."""
         return {
             "network_passes": self.num_passes,
             "train_seconds": round(self.seconds, 1),
-            "peak_memory_mib": round(peak_memory_mib()),
+            "peak_memory_mib": round(self.peak_memory_mib),
         }
 
     def _count(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
