@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ PACE_STEPS = 20
 """Iterations after which the pace of a recipe is known."""
 PACE_NAME = "pace.json"
 OUTPUT_NAME = "output.log"
+# Exit codes of a run that was asked to stop: by itself while it trained, by the signal while it loaded or measured.
+STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
 """What a run printed, where several run at once."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -239,7 +242,7 @@ def start_run(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int
         code = subprocess.run(command, check=False).returncode
     else:
         code = run_beside(command, run_dir / OUTPUT_NAME, num_threads=max((os.cpu_count() or 1) // jobs, 1))
-    if code == 130:
+    if code in STOPPED:
         raise RunInterruptedError(f"{run_dir} was stopped; the same command goes on there")
     return code == 0
 
@@ -254,7 +257,7 @@ def run_beside(command: Sequence[str], output: Path, *, num_threads: int) -> int
             command, check=False, env=environment, stdout=stream, stderr=subprocess.STDOUT
         ).returncode
     took = f"after {time.monotonic() - begun:.0f} s"
-    endings = {0: f"done {took}", 130: f"stopped {took}"}
+    endings = {0: f"done {took}", **dict.fromkeys(STOPPED, f"stopped {took}")}
     console.print(f"{output.parent}: {endings.get(code, f'failed {took}, see {output}')}")
     return code
 

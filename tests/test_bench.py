@@ -198,6 +198,17 @@ def test_one_of_several_runs_has_its_share_of_the_cores_and_its_output_in_a_file
         assert said in capsys.readouterr().err
 
 
+def test_a_signal_outside_of_training_stops_a_run_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    assert (
+        bench.run_beside([sys.executable, "-c", code], tmp_path / "output.log", num_threads=1)
+        in bench.STOPPED
+    )
+    assert "stopped after" in capsys.readouterr().err
+
+
 def test_recipes_run_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = Barrier(2, timeout=30)
 
