@@ -209,6 +209,15 @@ def test_a_signal_outside_of_training_stops_a_run_too(
     assert "stopped after" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("code", bench.STOPPED)
+def test_a_stopped_run_stops_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(bench, "run_beside", lambda *_, **__: code)
+    with pytest.raises(RunInterruptedError, match="goes on there"):
+        bench.start_run(RECIPE, tmp_path, [], jobs=2)
+
+
 def test_recipes_run_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = Barrier(2, timeout=30)
 

@@ -18,7 +18,8 @@ from stepdistill.denoisers.base import Denoiser
 class CostMeter:
     """Counts the samples that go forward through the networks of a run (a guided call twice), the seconds and the peak memory.
 
-    The peak is the highest of all processes that went on with the run. Only what happens within `counted` counts. Backward passes do not, and a call that stops at a tapped layer counts as whole.
+    Only what happens within `counted` counts. Backward passes do not, and a call that stops at a tapped layer counts as whole. The
+    peak is the highest of all processes that went on with the run.
 
     Args:
         networks: teacher and roles; other modules among them (heads) do not count, and a network that roles share counts once.

@@ -11,13 +11,14 @@ import stepdistill as sd
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.distillers.base import Batch, Distiller, PerTime
-from stepdistill.testing import BulkStream, GaussianTeacher
+from stepdistill.testing import BulkStream, GaussianTeacher, MLPDenoiser
 from stepdistill.trigflow import field_gain
 from stepdistill.typing import Latents, Times
 
 SIZE = 512
 ROUTE = 8
 TEACHER = GaussianTeacher(1.0, 0.5)
+FIRST_TIME = 0.9
 
 
 class FreeOutput(Denoiser):
@@ -56,7 +57,7 @@ def pull(distiller: Distiller) -> tuple[torch.Tensor, dict]:
     stream = BulkStream(0, 0, tuple(range(SIZE)))
     latents = 1 + 0.5 * torch.randn(SIZE, 1, generator=torch.Generator().manual_seed(0))
     losses = distiller.student_step(Batch(cond, uncond, stream, 0, (1,), latents, cond))
-    losses.total.backward()
+    losses.backward()
     (output,) = distiller.student.parameters()
     assert output.grad is not None
     return output.grad.abs().flatten(), losses.logs
@@ -85,3 +86,19 @@ def test_a_tangent_pulls_at_the_output_without_the_fields_gain(
     gain = field_gain("eps", TEACHER.schedule, tangent.t)
     assert torch.allclose(latent, output * gain, rtol=1e-4)
     assert gain.max() / gain.min() > 5
+
+
+def test_the_adversary_pulls_without_the_fields_gain_too() -> None:
+    options = {"tangent": "finite", "learn_variance": False, "first_time": FIRST_TIME, "max_time_prob": 1.0}
+    teacher = MLPDenoiser((1,), TEACHER.schedule, prompts=TEACHER.prompts, width=16)  # it has features
+    pulls = {}
+    for space in ("latent", "output"):
+        torch.manual_seed(0)  # the heads
+        config = sd.SANASprint.Config(loss_space=space, **options)
+        distiller = sd.SANASprint(teacher, config, student=FreeOutput(2 * SIZE))
+        pulls[space], _ = pull(distiller)
+    latent, output = (pulls[space][SIZE:] for space in ("latent", "output"))
+    gain = field_gain("eps", TEACHER.schedule, torch.tensor(FIRST_TIME)).item()
+    assert latent.max() > 0
+    assert torch.allclose(latent, output * gain, rtol=1e-4, atol=1e-12)
+    assert gain > 5
