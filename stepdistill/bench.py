@@ -28,9 +28,9 @@ PACE_STEPS = 20
 """Iterations after which the pace of a recipe is known."""
 PACE_NAME = "pace.json"
 OUTPUT_NAME = "output.log"
-# Exit codes of a run that was asked to stop: by itself while it trained, by the signal while it loaded or measured.
-STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
 """What a run printed, where several run at once."""
+STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
+"""Exit codes of a run that was asked to stop: by itself while it trained, by the signal while it loaded or measured."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
