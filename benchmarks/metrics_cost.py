@@ -17,8 +17,8 @@ from typing import TypeVar
 import torch
 
 from stepdistill.metrics import FrechetDistance, InceptionFeatures, frechet_distance
-from stepdistill.metrics.inception import InceptionV3
-from stepdistill.metrics.stats import Method
+from stepdistill.metrics.distances import Method
+from stepdistill.metrics.networks.inception import InceptionV3
 from stepdistill.testing.networks import fill_at_random
 
 T = TypeVar("T")

@@ -19,17 +19,17 @@ import torch
 import stepdistill as sd
 from stepdistill.critics.reward import RewardConfig
 from stepdistill.data.source import prepare_data
+from stepdistill.diffusion.prediction import conditional_target
+from stepdistill.diffusion.rollout import sample
 from stepdistill.distillers.base import Requirements
 from stepdistill.distillers.preference.pso import PSOConfig
+from stepdistill.evaluation.embedded.emoji import load_evaluator
+from stepdistill.evaluation.embedded.evaluator import Evaluator, measured_in_batches
+from stepdistill.evaluation.embedded.measurements import caption_scores
+from stepdistill.evaluation.pages.pictures import grid
+from stepdistill.evaluation.protocols import EMOJI
 from stepdistill.losses.score import denoising_error
-from stepdistill.metrics.emoji import load_evaluator
-from stepdistill.metrics.evaluator import Evaluator, measured_in_batches
-from stepdistill.metrics.measurements import caption_scores
-from stepdistill.metrics.pictures import grid
-from stepdistill.metrics.protocols import EMOJI
-from stepdistill.metrics.stats import frechet_distance_of_features
-from stepdistill.prediction import conditional_target
-from stepdistill.rollout import sample
+from stepdistill.metrics.distances import frechet_distance_of_features
 
 REWARD = "emoji_clip"
 BATCH = 64

@@ -25,13 +25,13 @@ def measure(size: str, mode: str) -> dict[str, Any]:
     import torch
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    from stepdistill.conditioning import Conditioning
     from stepdistill.denoisers import Denoiser, Roles
     from stepdistill.denoisers.stable_diffusion import UNET_LORA_TARGETS
+    from stepdistill.diffusion.conditioning import Conditioning
+    from stepdistill.diffusion.rng import RandomStream
+    from stepdistill.diffusion.schedules.families import schedule_from_scheduler
     from stepdistill.distillers.base import Batch
     from stepdistill.distillers.distribution.dmd2 import DMD2, DMD2Config
-    from stepdistill.rng import RandomStream
-    from stepdistill.schedule import schedule_from_scheduler
 
     torch.set_num_threads(1)
     channels = SIZES[size]

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import TrainingData
 from stepdistill.denoisers import Roles
 from stepdistill.denoisers.sdxl import SDXLDenoiser
+from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.distillers.distribution.dmd2 import DMD2, DMD2Config
 from stepdistill.training.recipe import TrainConfig
 from stepdistill.training.tracking import Tracker

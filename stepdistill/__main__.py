@@ -1,5 +1,5 @@
 """`python -m stepdistill` is the console script."""
 
-from stepdistill.cli import main
+from stepdistill.cli.main import main
 
 main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -36,3 +37,20 @@ def resolve_path(path: str | Path) -> Path:
             if (root / name).exists():
                 return root / name
     return given
+
+
+def user_cache() -> Path:
+    """`$STEPDISTILL_CACHE`, else `stepdistill` under `$XDG_CACHE_HOME` or `~/.cache`."""
+    own = os.environ.get("STEPDISTILL_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(base) / "stepdistill"
+
+
+def cache_folder(name: str) -> Path | None:
+    """A folder of the user's cache, made if need be; None where nothing can be written."""
+    folder = user_cache() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

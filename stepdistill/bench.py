@@ -18,9 +18,9 @@ from typing import Any
 from rich.console import Console
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.leaderboard import Entry, write_leaderboard
-from stepdistill.metrics.measurements import Row
-from stepdistill.metrics.tables import RESULTS_NAME
+from stepdistill.evaluation.embedded.measurements import Row
+from stepdistill.evaluation.pages.leaderboard import Entry, write_leaderboard
+from stepdistill.evaluation.pages.tables import RESULTS_NAME
 from stepdistill.training.interrupt import RunInterruptedError, termination_passed_on
 from stepdistill.training.recipe import Recipe, load_recipe
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from stepdistill.metrics.networks.extractors import ClipFeatures
 
 VARIABLE = "STEPDISTILL_NETWORK_TESTS"
 
@@ -17,3 +21,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("network"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def clip() -> ClipFeatures:
+    """A tiny random CLIP model."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from stepdistill.metrics.networks.extractors import ClipFeatures
+    from stepdistill.testing.tiny import tiny_tokenizer
+
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(16)
+    text = tower | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = tower | {"image_size": 16, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    return ClipFeatures(model, tokenizer, name="random")

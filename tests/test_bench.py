@@ -17,14 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from stepdistill import bench, cli
+from stepdistill import bench
 from stepdistill.bench import PACE_STEPS, QUICK, BenchBudget, run_bench
+from stepdistill.cli import main as cli
+from stepdistill.diffusion.guidance import Guidance
+from stepdistill.diffusion.schedules.families import FlowSchedule
 from stepdistill.errors import UserError
-from stepdistill.guidance import Guidance
-from stepdistill.metrics.leaderboard import Entry, lines, summary, write_leaderboard
-from stepdistill.metrics.measurements import Results, Row
-from stepdistill.metrics.tables import write_results
-from stepdistill.schedule import FlowSchedule
+from stepdistill.evaluation.embedded.measurements import Results, Row
+from stepdistill.evaluation.pages.leaderboard import Entry, lines, summary, write_leaderboard
+from stepdistill.evaluation.pages.tables import write_results
 from stepdistill.testing.prompts import ComponentPrompts
 from stepdistill.testing.toys import MLPDenoiser
 from stepdistill.training.cost import CostMeter

@@ -1,62 +1,63 @@
-"""Layers import downwards only, and methods stay free of frameworks."""
+"""Imports point one way, without circles, and methods stay free of frameworks."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "stepdistill"
-LAYERS = [
-    {"typing", "errors", "assets"},
-    {"schedule", "noise_schedule", "betas", "monotone_cubic", "prediction", "conditioning", "guidance", "sampler", "rng", "times", "solver", "transitions", "derivative", "trigflow", "losses"},
-    {"denoisers"},
-    {"rollout", "critics"},
-    {"distillers", "testing"},
-    {"data", "metrics", "export", "rewards"},
-    {"training", "doctor"},
-    {"bench"},
-    {"cli", "cli_evaluate", "cli_options", "cli_report", "__main__"},
-]  # fmt: skip
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+ORDER = """
+typing errors assets < diffusion < denoisers < losses < critics < distillers < data export testing < metrics < evaluation
+< training < pretraining bench doctor < cli < __main__
+"""
+LEVEL = {name: level for level, names in enumerate(ORDER.split("<")) for name in names.split()}
+MODULES = {
+    ".".join(("stepdistill", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-def modules() -> list[Path]:
-    return [
-        path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem != "__init__"
-    ]
+def top(module: str) -> str:
+    """The folder or file of the package that a module belongs to; empty for the package itself."""
+    return module.partition(".")[2].partition(".")[0]
 
 
 def imported(path: Path) -> set[str]:
-    """Modules imported at run time; those under TYPE_CHECKING are for the reader only."""
-    tree = ast.parse(path.read_text())
-    skipped = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for child in ast.walk(node)
-    }
+    """Every module imported anywhere in a file, those of a `from package import module` among them."""
     names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            names |= submodules or {node.module}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return names
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_downwards(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in imported(path):
-        parts = name.split(".")
-        if parts[0] == "stepdistill" and len(parts) > 1:
-            assert LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {name}"
+def test_the_order_names_every_folder() -> None:
+    assert {top(module) for module in MODULES} - {""} == LEVEL.keys()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if top(name)])
+def test_imports_point_downwards(module: str) -> None:
+    for name in imported(MODULES[module]) & MODULES.keys():
+        if top(name):
+            assert LEVEL[top(name)] <= LEVEL[top(module)], f"{module} imports {name}"
+
+
+def test_no_import_circles() -> None:
+    graph = {module: imported(path) & MODULES.keys() - {module} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("folder", ["distillers", "losses"])
@@ -73,19 +74,28 @@ def test_importing_the_package_is_quick() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_can_be_imported() -> None:
-    import stepdistill
+@pytest.mark.parametrize("package", ["stepdistill", "stepdistill.metrics", "stepdistill.evaluation"])
+def test_every_public_name_can_be_imported(package: str) -> None:
+    code = f"import {package} as p; print([n for n in p.__all__ if getattr(p, n) is None])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
-    assert all(getattr(stepdistill, name) is not None for name in stepdistill.__all__)
 
-
-LONG_FUNCTION, LONG_MODULE = 60, 300
+LONG_FUNCTION, LONG_MODULE, MODULES_AT_THE_ROOT, LARGEST_SHARE = 60, 300, 8, 0.25
 
 
 def test_budgets_of_functions_and_modules() -> None:
-    for path in PACKAGE.rglob("*.py"):
+    for path in MODULES.values():
         text = path.read_text()
         assert text.count("\n") <= LONG_MODULE, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno:
                 assert node.end_lineno - node.lineno <= LONG_FUNCTION, f"{path}: {node.name}"
+
+
+def test_budgets_of_folders() -> None:
+    lines: dict[str, int] = {}
+    for module, path in MODULES.items():
+        lines[top(module)] = lines.get(top(module), 0) + path.read_text().count("\n")
+    assert len(list(PACKAGE.glob("*.py"))) <= MODULES_AT_THE_ROOT
+    assert max(lines.values()) <= LARGEST_SHARE * sum(lines.values()), lines

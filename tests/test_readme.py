@@ -22,7 +22,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_commands_exist() -> None:
-    from stepdistill.cli import app
+    from stepdistill.cli.main import app
 
     known = {
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stepdistill import cli
+from stepdistill.cli import main as cli
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.rollout import sample
 from stepdistill.errors import UserError
 from stepdistill.export.contract import read_contract
 from stepdistill.export.use import load_export
-from stepdistill.rng import RandomStream
-from stepdistill.rollout import sample
 from stepdistill.testing import tiny_pipeline
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 from stepdistill.training.plan import memory_estimate

@@ -13,9 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.critics.discriminator import DiscriminatorHeads
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.times import TimeLaw, Uniform
 from stepdistill.losses.adversarial import (
     hinge_discriminator,
     hinge_generator,
@@ -23,8 +25,6 @@ from stepdistill.losses.adversarial import (
     non_saturating_generator,
     r1_penalty,
 )
-from stepdistill.rng import RandomStream
-from stepdistill.times import TimeLaw, Uniform
 from stepdistill.typing import Latents, Times
 
 

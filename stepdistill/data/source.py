@@ -10,16 +10,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.cache import cached, fingerprint, named_weights
 from stepdistill.data.images import load_images
 from stepdistill.data.prompts import load_prompts
 from stepdistill.data.trajectories import TeacherPairs
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rng import RandomStream
 from stepdistill.distillers.base import Batch, Pairs
 from stepdistill.errors import UserError
-from stepdistill.rng import RandomStream
 
 ENCODE_BATCH = 64
 

@@ -13,12 +13,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.cache import cached, fingerprint
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.guidance import Guidance
-from stepdistill.rng import RandomStream
-from stepdistill.solver import Solver, teacher_trajectory
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import Guidance
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.solver import Solver, teacher_trajectory
 from stepdistill.typing import Latents
 
 _VERSION = 1

@@ -8,13 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.features import capture, tap
 from stepdistill.denoisers.roles import (
     Roles,
@@ -26,23 +24,16 @@ from stepdistill.denoisers.roles import (
     switch_adapter,
     upcast,
 )
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.denoised import Denoised
+from stepdistill.diffusion.guidance import Guidance, guide, rescaled
+from stepdistill.diffusion.prediction import Prediction, to_x0_eps
+from stepdistill.diffusion.sampler import SamplerKind, StudentSampler
+from stepdistill.diffusion.schedules.base import NoiseSchedule, at_least_float32
 from stepdistill.errors import UserError
-from stepdistill.guidance import Guidance, guide, rescaled
-from stepdistill.prediction import Prediction, to_x0_eps
-from stepdistill.sampler import SamplerKind, StudentSampler
-from stepdistill.schedule import NoiseSchedule, at_least_float32
 from stepdistill.typing import Images, Latents, Times
 
 _SAME_TIME = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class Denoised:
-    """What a denoiser believes about x_t: both estimates, at least float32, and the time they are for."""
-
-    x0: Latents
-    eps: Latents
-    t: Times
 
 
 class Denoiser(nn.Module):

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.typing import Latents, Times
 
 

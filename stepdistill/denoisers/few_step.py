@@ -24,9 +24,9 @@ from diffusers import (
     LCMScheduler,
 )
 
+from stepdistill.diffusion.sampler import StudentSampler
+from stepdistill.diffusion.times import few_step_indices, shift_time
 from stepdistill.errors import UserError
-from stepdistill.sampler import StudentSampler
-from stepdistill.times import few_step_indices, shift_time
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.few_step import FewStep, flow_few_step, flow_shift, vp_few_step
 from stepdistill.denoisers.roles import adapted_copy, merged_copy, switch_adapter
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.sampler import SamplerKind, StudentSampler
+from stepdistill.diffusion.schedules.families import VPSchedule, schedule_from_scheduler
+from stepdistill.diffusion.times import few_step_indices, shift_time
 from stepdistill.errors import UserError
-from stepdistill.sampler import SamplerKind, StudentSampler
-from stepdistill.schedule import VPSchedule, schedule_from_scheduler
-from stepdistill.times import few_step_indices, shift_time
 from stepdistill.typing import Images, Latents, Times
 
 PromptArguments = Mapping[str, Any]

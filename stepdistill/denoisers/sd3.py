@@ -7,8 +7,8 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.pipeline import NO_ARGUMENTS, PipelineDenoiser, PromptArguments
+from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.typing import Latents, Times
 
 

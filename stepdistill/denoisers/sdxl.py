@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.stable_diffusion import StableDiffusionDenoiser
+from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.typing import Latents, Times
 
 

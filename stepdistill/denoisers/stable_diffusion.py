@@ -8,10 +8,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.pipeline import NO_ARGUMENTS, PipelineDenoiser, PromptArguments
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.prediction import Prediction
 from stepdistill.errors import UserError
-from stepdistill.prediction import Prediction
 from stepdistill.typing import Latents, Times
 
 # The layers of LCM-LoRA and of DMD2's LoRA, so that ranks and scales compare.

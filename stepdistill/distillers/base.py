@@ -13,14 +13,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.sampler import SamplerKind, StudentSampler
+from stepdistill.diffusion.times import shift_time
 from stepdistill.distillers.config import DistillerConfig
 from stepdistill.errors import UserError
-from stepdistill.rng import RandomStream
-from stepdistill.sampler import SamplerKind, StudentSampler
-from stepdistill.times import shift_time
 from stepdistill.typing import Latents, Times
 
 Turn = Literal["student", "critic"]

@@ -6,10 +6,8 @@ An export folder holds `pytorch_lora_weights.safetensors` and `<name>_kohya.safe
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,11 +73,3 @@ def export(
         size=size,
         verify=verify,
     ).run()
-
-
-class _CallableModule(ModuleType):
-    # Importing this package binds `stepdistill.export` to the module; `sd.export(...)` has to work then too.
-    __call__ = staticmethod(export)
-
-
-sys.modules[__name__].__class__ = _CallableModule

@@ -13,8 +13,8 @@ from stepdistill.export.lora import lora_layers, save_diffusers_lora
 
 if TYPE_CHECKING:
     from stepdistill.denoisers.base import Denoiser
+    from stepdistill.diffusion.sampler import StudentSampler
     from stepdistill.distillers.base import Distiller
-    from stepdistill.sampler import StudentSampler
 
 
 def expert_names(distiller: Distiller) -> dict[str, Denoiser]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from stepdistill.assets import resolve_path
 from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.diffusion.schedules.families import VPSchedule
 from stepdistill.errors import UserError
 from stepdistill.export.card import CARD_NAME, base_licence, code_block, render_card
 from stepdistill.export.contract import (
@@ -46,7 +47,6 @@ from stepdistill.export.lora import (
     save_kohya_lora,
 )
 from stepdistill.export.pipelines import absent_parts, save_pipeline, save_teacher
-from stepdistill.schedule import VPSchedule
 
 if TYPE_CHECKING:
     from stepdistill.denoisers.base import Denoiser

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors.torch import load_file
 
+from stepdistill.diffusion.rollout import sample
+from stepdistill.diffusion.schedules.families import VPSchedule
 from stepdistill.export.card import card_blocks
 from stepdistill.export.contract import DIFFUSERS_NAME, SamplerContract, Verification
-from stepdistill.rollout import sample
-from stepdistill.schedule import VPSchedule
 from stepdistill.typing import Images, Latents
 
 if TYPE_CHECKING:
     from stepdistill.denoisers.pipeline import PipelineDenoiser
-    from stepdistill.sampler import StudentSampler
+    from stepdistill.diffusion.sampler import StudentSampler
 
 # (part of the student's difference to its teacher, at least, at most)
 FLOAT32_BOUND = (1 / 20, 5e-5, 1e-3)

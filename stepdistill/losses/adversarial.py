@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from stepdistill.schedule import at_least_float32
+from stepdistill.diffusion.schedules.base import at_least_float32
 from stepdistill.typing import Latents
 
 

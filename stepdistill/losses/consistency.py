@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stepdistill.schedule import at_least_float32, per_sample
+from stepdistill.diffusion.schedules.base import at_least_float32, per_sample
 from stepdistill.typing import Latents, Times
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from stepdistill.schedule import at_least_float32
+from stepdistill.diffusion.schedules.base import at_least_float32
 from stepdistill.typing import Latents, Times
 
 

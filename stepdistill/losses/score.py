@@ -9,16 +9,14 @@ A descent step along +Dx0 moves samples from the fake score's estimate towards t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from stepdistill.prediction import Prediction, from_x0_eps
-from stepdistill.schedule import DIVISOR_FLOOR, NoiseSchedule, at_least_float32, per_sample
+from stepdistill.diffusion.denoised import Denoised
+from stepdistill.diffusion.prediction import Prediction, from_x0_eps
+from stepdistill.diffusion.schedules.base import DIVISOR_FLOOR, NoiseSchedule, at_least_float32, per_sample
 from stepdistill.typing import Latents, Times
-
-if TYPE_CHECKING:
-    from stepdistill.denoisers.base import Denoised
 
 DifferenceSpace = Literal["x0", "eps", "v", "flow", "score", "kl"]
 Normaliser = Literal["none", "mean_abs"]
@@ -104,7 +102,7 @@ def denoising_error(
 
     >>> import torch
     >>> from types import SimpleNamespace
-    >>> from stepdistill.schedule import FlowSchedule
+    >>> from stepdistill.diffusion.schedules.families import FlowSchedule
     >>> estimate = SimpleNamespace(x0=torch.zeros(1, 2), eps=torch.ones(1, 2), t=torch.tensor([0.5]))
     >>> denoising_error(FlowSchedule(), "flow", estimate, target=torch.full((1, 2), 3.0))
     tensor([4.])

@@ -11,14 +11,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.extractors import ClipFeatures
-from stepdistill.metrics.features import FeatureNetwork
+from stepdistill.metrics.distances import FeatureStats, frechet_distance, kernel_distance, warn_if_too_few
 from stepdistill.metrics.kernels import cmmd, kernel_distance_of_subsets
 from stepdistill.metrics.neighbours import PRDC, precision_recall_density_coverage
+from stepdistill.metrics.networks.extractors import ClipFeatures
+from stepdistill.metrics.networks.features import FeatureNetwork
 from stepdistill.metrics.preprocess import ImagesOrPictures
 from stepdistill.metrics.references import ReferenceStats
-from stepdistill.metrics.scorers import clip_score
-from stepdistill.metrics.stats import FeatureStats, frechet_distance, kernel_distance, warn_if_too_few
 from stepdistill.typing import Images
 
 Extractor = FeatureNetwork | Callable[[Tensor], Tensor]
@@ -242,3 +241,12 @@ def _check_reference(reference: ReferenceStats, extractor: Extractor | None, num
             f"the reference has {len(reference.mean)} features, the feature network {num_features}: take the "
             "reference of this network"
         )
+
+
+def clip_score(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+    """100 times the cosine of each image with its caption (B,), https://arxiv.org/abs/2104.08718 without the clamp at zero.
+
+    >>> clip_score(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
+    tensor([60.0000])
+    """
+    return 100 * torch.cosine_similarity(image_embeddings, text_embeddings, dim=1)

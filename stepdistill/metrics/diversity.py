@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from stepdistill.metrics.features import FeatureNetwork, single_precision
-from stepdistill.metrics.lpips import LPIPS
+from stepdistill.metrics.networks.features import FeatureNetwork, single_precision
+from stepdistill.metrics.networks.lpips import LPIPS
 from stepdistill.metrics.preprocess import of_pictures, quantise, to_pictures
 from stepdistill.typing import Images
 

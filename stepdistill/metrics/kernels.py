@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepdistill.metrics.stats import kernel_distance
+from stepdistill.metrics.distances import kernel_distance
 
 
 class SubsetEstimate(NamedTuple):

@@ -17,8 +17,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from stepdistill.metrics.features import FeatureNetwork, single_precision
-from stepdistill.metrics.lpips import LPIPS
+from stepdistill.metrics.networks.features import FeatureNetwork, single_precision
+from stepdistill.metrics.networks.lpips import LPIPS
 from stepdistill.metrics.preprocess import quantise
 from stepdistill.typing import Images
 

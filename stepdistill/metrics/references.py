@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.stats import FeatureStats
+from stepdistill.metrics.distances import FeatureStats
 
 
 @dataclass(frozen=True)

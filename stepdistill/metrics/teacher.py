@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stepdistill.metrics.features import FeatureNetwork
-from stepdistill.metrics.lpips import LPIPS
+from stepdistill.metrics.distances import frechet_distance_of_features
+from stepdistill.metrics.networks.features import FeatureNetwork
+from stepdistill.metrics.networks.lpips import LPIPS
 from stepdistill.metrics.paired import PairedSimilarity
-from stepdistill.metrics.stats import frechet_distance_of_features
 from stepdistill.typing import Images
 
 

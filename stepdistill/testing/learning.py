@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from stepdistill.conditioning import Conditioning
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rng import RandomStream
 from stepdistill.distillers.base import Batch, Distiller, Pairs
-from stepdistill.rng import RandomStream
 from stepdistill.typing import Latents, Times
 
 

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
-from stepdistill.prediction import Prediction, from_x0_eps
-from stepdistill.schedule import FlowSchedule, NoiseSchedule, per_sample
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.prediction import Prediction, from_x0_eps
+from stepdistill.diffusion.schedules.base import NoiseSchedule, per_sample
+from stepdistill.diffusion.schedules.families import FlowSchedule
 from stepdistill.testing.prompts import ComponentPrompts, MeanPrompts
 from stepdistill.testing.toys import AffineDenoiser, GaussianDenoiser, MLPDenoiser, gaussian_posterior
 from stepdistill.typing import Latents, Times

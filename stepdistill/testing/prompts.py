@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
+from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.errors import UserError
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.prediction import Prediction, from_x0_eps
+from stepdistill.diffusion.schedules.base import NoiseSchedule, per_sample
 from stepdistill.losses.score import denoising_loss
-from stepdistill.prediction import Prediction, from_x0_eps
-from stepdistill.schedule import NoiseSchedule, per_sample
 from stepdistill.testing.prompts import Prompts
 from stepdistill.typing import Latents, Times
 

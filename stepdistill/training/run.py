@@ -17,9 +17,9 @@ from stepdistill.denoisers import Denoiser, load_teacher
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Distiller
 from stepdistill.errors import UserError
+from stepdistill.evaluation.pages.report import write_report
 from stepdistill.export import export
-from stepdistill.metrics.report import write_report
-from stepdistill.rewards import load_reward
+from stepdistill.metrics.scorers.rewards import load_reward
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 from stepdistill.training.device import training_device
 from stepdistill.training.ema import EMA

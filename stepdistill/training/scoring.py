@@ -12,15 +12,15 @@ from stepdistill.data.emoji import EmojiWorld
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Distiller
 from stepdistill.errors import UserError
-from stepdistill.metrics.emoji import answers_of, load_evaluator
-from stepdistill.metrics.evaluator import measured_in_batches
-from stepdistill.metrics.generation import Generation
-from stepdistill.metrics.measurements import caption_scores
-from stepdistill.metrics.protocols import EMOJI, Protocol
-from stepdistill.metrics.runner import RunOptions, evaluate
-from stepdistill.metrics.samplers import teacher_comparison
-from stepdistill.metrics.stats import frechet_distance_of_features
-from stepdistill.metrics.tables import write_results
+from stepdistill.evaluation.embedded.emoji import answers_of, load_evaluator
+from stepdistill.evaluation.embedded.evaluator import measured_in_batches
+from stepdistill.evaluation.embedded.measurements import caption_scores
+from stepdistill.evaluation.embedded.runner import RunOptions, evaluate
+from stepdistill.evaluation.embedded.samplers import teacher_comparison
+from stepdistill.evaluation.generation import Generation
+from stepdistill.evaluation.pages.tables import write_results
+from stepdistill.evaluation.protocols import EMOJI, Protocol
+from stepdistill.metrics.distances import frechet_distance_of_features
 from stepdistill.training.device import chosen_precision, training_device
 from stepdistill.training.recipe import Recipe
 from stepdistill.typing import Images

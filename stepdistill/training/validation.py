@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import TrainingData, encode_prompts
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import Guidance
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.rollout import one_step, sample
+from stepdistill.diffusion.sampler import steps_in_words
+from stepdistill.diffusion.solver import teacher_trajectory
 from stepdistill.distillers.base import Distiller
-from stepdistill.guidance import Guidance
-from stepdistill.metrics.pictures import grid
-from stepdistill.rng import RandomStream
-from stepdistill.rollout import one_step, sample
-from stepdistill.sampler import steps_in_words
-from stepdistill.solver import teacher_trajectory
+from stepdistill.evaluation.pages.pictures import grid
 from stepdistill.training.recipe import ValidationConfig
 from stepdistill.typing import Images, Latents
 

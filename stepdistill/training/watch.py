@@ -11,14 +11,14 @@ from pathlib import Path
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Distiller
 from stepdistill.errors import UserError
-from stepdistill.metrics.benchmark import BenchmarkOptions, Drawn, run_benchmark
-from stepdistill.metrics.document import RunResults
-from stepdistill.metrics.picture_store import write_text
-from stepdistill.metrics.plots import training_figure
-from stepdistill.metrics.processes import Crew
-from stepdistill.metrics.prompt_sets import PromptSet
-from stepdistill.metrics.protocols import Benchmark
-from stepdistill.metrics.sources import Source, describe
+from stepdistill.evaluation.benchmark import BenchmarkOptions, Drawn, run_benchmark
+from stepdistill.evaluation.document import RunResults
+from stepdistill.evaluation.pages.plots import training_figure
+from stepdistill.evaluation.picture_store import write_text
+from stepdistill.evaluation.processes import Crew
+from stepdistill.evaluation.prompt_sets import PromptSet
+from stepdistill.evaluation.protocols import Benchmark
+from stepdistill.evaluation.sources import Source, describe
 from stepdistill.training.checkpoint import load_checkpoint
 from stepdistill.training.recipe import Recipe, load_recipe
 from stepdistill.training.run import build_distiller, load_student

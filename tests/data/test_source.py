@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 import stepdistill as sd
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import TrainingData, prepare_data
 from stepdistill.data.trajectories import TeacherPairs
+from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.testing import tiny_pipeline
 
 

@@ -9,7 +9,8 @@ import torch
 
 import stepdistill as sd
 from stepdistill.data.trajectories import PairsConfig, TeacherPairs, teacher_pairs
-from stepdistill.denoisers.base import Denoised, Denoiser
+from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.denoised import Denoised
 from stepdistill.testing import GaussianTeacher, tiny_pipeline
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers import Roles, load_teacher
-from stepdistill.guidance import Guidance, guide
-from stepdistill.prediction import from_x0_eps
-from stepdistill.sampler import StudentSampler
-from stepdistill.schedule import VPSchedule
-from stepdistill.solver import teacher_trajectory
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import Guidance, guide
+from stepdistill.diffusion.prediction import from_x0_eps
+from stepdistill.diffusion.sampler import StudentSampler
+from stepdistill.diffusion.schedules.families import VPSchedule
+from stepdistill.diffusion.solver import teacher_trajectory
 from stepdistill.testing.tiny import tiny_pipeline
 
 PROMPTS = ["a cat", "dog on blue"]

@@ -10,10 +10,10 @@ from diffusers.schedulers import scheduling_flow_match_euler_discrete, schedulin
 
 from stepdistill.denoisers import Roles, load_teacher
 from stepdistill.denoisers.loading import absent_components
+from stepdistill.diffusion.rollout import sample
+from stepdistill.diffusion.sampler import StudentSampler
+from stepdistill.diffusion.schedules.families import VPSchedule
 from stepdistill.errors import UserError
-from stepdistill.rollout import sample
-from stepdistill.sampler import StudentSampler
-from stepdistill.schedule import VPSchedule
 from stepdistill.testing.tiny import tiny_pipeline
 
 PROMPTS = ["a cat", "dog on blue"]

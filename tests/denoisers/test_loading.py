@@ -9,10 +9,10 @@ import torch
 
 from stepdistill.denoisers import FAMILIES, load_teacher
 from stepdistill.denoisers.loading import family_of
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.rollout import sample
+from stepdistill.diffusion.sampler import StudentSampler
 from stepdistill.errors import UserError
-from stepdistill.rng import RandomStream
-from stepdistill.rollout import sample
-from stepdistill.sampler import StudentSampler
 from stepdistill.testing.tiny import tiny_pipeline
 
 

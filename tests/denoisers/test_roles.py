@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers import Denoiser, Roles, load_teacher
 from stepdistill.denoisers.roles import switch_adapter
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import Guidance
+from stepdistill.diffusion.schedules.families import FlowSchedule
 from stepdistill.errors import UserError
-from stepdistill.guidance import Guidance
-from stepdistill.schedule import FlowSchedule
 from stepdistill.testing.tiny import tiny_pipeline
 
 SHARED = Roles(rank=4)

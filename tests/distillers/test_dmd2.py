@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import stepdistill as sd
-from stepdistill.conditioning import Conditioning
 from stepdistill.critics.gan import GANConfig
 from stepdistill.data.source import data_from_prompts
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rollout import backward_simulation, sample
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.distribution.dmd2 import DMD2Config
 from stepdistill.errors import UserError
 from stepdistill.losses.adversarial import non_saturating_discriminator
 from stepdistill.losses.score import surrogate_loss
-from stepdistill.rollout import backward_simulation, sample
 from stepdistill.testing import (
     AffineDenoiser,
     GaussianDenoiser,

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import stepdistill as sd
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rollout import sample
+from stepdistill.diffusion.schedules.base import per_sample
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.consistency.lcm import LCMConfig
 from stepdistill.errors import UserError
-from stepdistill.rollout import sample
-from stepdistill.schedule import per_sample
 from stepdistill.testing import (
     BulkStream,
     GaussianTeacher,

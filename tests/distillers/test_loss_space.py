@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import stepdistill as sd
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.trigflow import field_gain
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.testing import BulkStream, GaussianTeacher, MLPDenoiser
-from stepdistill.trigflow import field_gain
 from stepdistill.typing import Latents, Times
 
 SIZE = 512

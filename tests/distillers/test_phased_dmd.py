@@ -10,6 +10,8 @@ import torch
 import stepdistill as sd
 from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.pipeline import PipelineDenoiser
+from stepdistill.diffusion.rollout import backward_simulation, sample
+from stepdistill.diffusion.sampler import StudentSampler
 from stepdistill.distillers.base import Batch, Distiller
 from stepdistill.distillers.distribution.dmd2 import DMD2Config
 from stepdistill.distillers.distribution.phased_dmd import PhasedDMDConfig
@@ -17,8 +19,6 @@ from stepdistill.errors import UserError
 from stepdistill.export.contract import read_contract
 from stepdistill.export.gate import trainer_images
 from stepdistill.export.use import load_export
-from stepdistill.rollout import backward_simulation, sample
-from stepdistill.sampler import StudentSampler
 from stepdistill.testing import (
     BulkStream,
     GaussianDenoiser,

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import stepdistill as sd
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rollout import markov_rollout, sample
+from stepdistill.diffusion.schedules.families import FlowSchedule
+from stepdistill.diffusion.transitions import Transition, log_ratio
 from stepdistill.distillers.base import Batch, Distiller
 from stepdistill.distillers.preference import pso
 from stepdistill.distillers.preference.pso import PSOConfig
 from stepdistill.errors import UserError
 from stepdistill.losses.preference import clip_log_ratio, logistic_preference
-from stepdistill.rollout import markov_rollout, sample
-from stepdistill.schedule import FlowSchedule
 from stepdistill.testing import BulkStream, GaussianTeacher, tiny_pipeline
-from stepdistill.transitions import Transition, log_ratio
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 import stepdistill as sd
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.derivative import Differentiation, directional_derivative
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.derivative import Differentiation, directional_derivative
+from stepdistill.diffusion.guidance import Guidance
+from stepdistill.diffusion.schedules.base import NoiseSchedule, per_sample
+from stepdistill.diffusion.trigflow import noise_direction, trig_field, trig_level, trig_state, trig_x0
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.consistency.scm import SCMConfig
-from stepdistill.guidance import Guidance
 from stepdistill.losses.consistency import consistency_tangent, tangent_loss
-from stepdistill.schedule import NoiseSchedule, per_sample
 from stepdistill.testing import (
     GaussianTeacher,
     MixtureTeacher,
@@ -28,7 +29,6 @@ from stepdistill.testing import (
 )
 from stepdistill.training.precision import PlainAttentionWhereShort
 from stepdistill.training.validation import Validator
-from stepdistill.trigflow import noise_direction, trig_field, trig_level, trig_state, trig_x0
 
 VP = sd.load_teacher(tiny_pipeline("sd")).schedule
 SCHEDULES = {"flow": sd.FlowSchedule(), "trig": sd.TrigSchedule(), "vp": VP, "edm": sd.EDMSchedule()}

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import stepdistill as sd
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import data_from_prompts
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import guide
+from stepdistill.diffusion.schedules.base import per_sample
 from stepdistill.distillers.base import Batch, Distiller
 from stepdistill.distillers.distribution.swiftbrush import SwiftBrushConfig, merge_weights
 from stepdistill.errors import UserError
-from stepdistill.guidance import guide
 from stepdistill.losses.score import score_difference
-from stepdistill.schedule import per_sample
 from stepdistill.testing import AffineDenoiser, GaussianTeacher, tiny_pipeline, train_toy
 from stepdistill.testing.toys import gaussian_posterior
 

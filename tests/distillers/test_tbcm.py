@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import stepdistill as sd
-from stepdistill.conditioning import Conditioning
 from stepdistill.data.source import data_from_prompts
-from stepdistill.denoisers.base import Denoised, Denoiser
+from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.denoised import Denoised
+from stepdistill.diffusion.guidance import Guidance, guide
+from stepdistill.diffusion.solver import teacher_trajectory
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.consistency.tbcm import TBCMConfig, joined
-from stepdistill.guidance import Guidance, guide
-from stepdistill.solver import teacher_trajectory
 from stepdistill.testing import (
     BulkStream,
     GaussianTeacher,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stepdistill.denoisers import load_teacher
+from stepdistill.diffusion.sampler import StudentSampler
 from stepdistill.errors import UserError
 from stepdistill.export.contract import (
     CONTRACT_NAME,
@@ -15,7 +16,6 @@ from stepdistill.export.contract import (
     write_contract,
 )
 from stepdistill.export.exporter import plain_config
-from stepdistill.sampler import StudentSampler
 from stepdistill.testing import tiny_pipeline
 
 

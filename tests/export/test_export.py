@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import stepdistill
-import stepdistill.export.exporter as exporter_module
 from stepdistill.denoisers import Denoiser, Roles, load_teacher
 from stepdistill.distillers.consistency.lcm import LCM
 from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.errors import UserError
 from stepdistill.export import ExportError, apply_sampler, export, read_contract
+from stepdistill.export import exporter as exporter_module
 from stepdistill.export.card import card_blocks
 from stepdistill.export.gate import trainer_images
 from stepdistill.testing import tiny_pipeline

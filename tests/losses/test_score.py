@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from stepdistill.denoisers.base import Denoised
+from stepdistill.diffusion.denoised import Denoised
+from stepdistill.diffusion.prediction import conditional_target, from_x0_eps, to_x0_eps
+from stepdistill.diffusion.schedules.families import (
+    EDMSchedule,
+    FlowSchedule,
+    TrigSchedule,
+    schedule_from_scheduler,
+)
 from stepdistill.losses.regression import mse, pseudo_huber
 from stepdistill.losses.score import (
     denoising_error,
@@ -11,8 +18,6 @@ from stepdistill.losses.score import (
     score_difference,
     surrogate_loss,
 )
-from stepdistill.prediction import conditional_target, from_x0_eps, to_x0_eps
-from stepdistill.schedule import EDMSchedule, FlowSchedule, TrigSchedule, schedule_from_scheduler
 from stepdistill.testing import GaussianTeacher
 
 SCHEDULES = {

@@ -22,13 +22,13 @@ from stepdistill.metrics import (
     PromptDiversity,
     ReferenceStats,
     cmmd,
-    frechet_distance_of_features,
     kernel_distance,
-    kernel_distance_of_subsets,
     precision_recall_density_coverage,
 )
-from stepdistill.metrics.extractors import ClipFeatures
-from stepdistill.metrics.features import FeatureNetwork
+from stepdistill.metrics.distances import frechet_distance_of_features
+from stepdistill.metrics.kernels import kernel_distance_of_subsets
+from stepdistill.metrics.networks.extractors import ClipFeatures
+from stepdistill.metrics.networks.features import FeatureNetwork
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:

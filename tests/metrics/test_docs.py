@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from stepdistill import metrics
-from stepdistill.metrics.inception_features import VARIANTS
-from stepdistill.metrics.weights import VARIABLE
+from stepdistill.metrics.networks.inception_features import VARIANTS
+from stepdistill.metrics.networks.weights import VARIABLE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stepdistill.metrics import cmmd, gaussian_kernel_distance, kernel_distance, kernel_distance_of_subsets
+from stepdistill.metrics import cmmd, kernel_distance
+from stepdistill.metrics.kernels import gaussian_kernel_distance, kernel_distance_of_subsets
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:

@@ -10,21 +10,13 @@ import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    LPIPS,
-    FeatureNetwork,
-    PairedSimilarity,
-    PromptDiversity,
-    TeacherRun,
-    compare_with_teacher,
-    frechet_distance_of_features,
-    mean_pairwise_cosine,
-    psnr,
-    ssim,
-    vendi_score,
-)
-from stepdistill.metrics.lpips import TRUNKS
+from stepdistill.metrics import LPIPS, PairedSimilarity, PromptDiversity, psnr, ssim, vendi_score
+from stepdistill.metrics.distances import frechet_distance_of_features
+from stepdistill.metrics.diversity import mean_pairwise_cosine
+from stepdistill.metrics.networks.features import FeatureNetwork
+from stepdistill.metrics.networks.lpips import TRUNKS
 from stepdistill.metrics.preprocess import quantise
+from stepdistill.metrics.teacher import TeacherRun, compare_with_teacher
 from stepdistill.testing.networks import fill_at_random
 
 

@@ -17,15 +17,9 @@ from transformers import (
     Dinov2Model,
 )
 
-from stepdistill.metrics import (
-    CMMDFeatures,
-    DinoFeatures,
-    FeatureNetwork,
-    PatchFeatures,
-    feature_stats,
-    image_files,
-)
-from stepdistill.metrics.dino_features import published_positions
+from stepdistill.metrics import CMMDFeatures, DinoFeatures, feature_stats, image_files
+from stepdistill.metrics.networks.dino_features import published_positions
+from stepdistill.metrics.networks.features import FeatureNetwork, PatchFeatures
 from stepdistill.metrics.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,

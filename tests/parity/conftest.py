@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stepdistill.metrics.inception import InceptionV3
+from stepdistill.metrics.networks.inception import InceptionV3
 from stepdistill.testing.networks import fill_at_random
 
 PACKAGES = ("torch_fidelity", "cleanfid", "lpips", "pytorch_fid", "prdc", "vendi_score", "torchvision")

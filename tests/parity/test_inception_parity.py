@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from stepdistill.metrics import frechet_distance_of_features, image_files, kernel_distance
-from stepdistill.metrics.features import read_pictures
-from stepdistill.metrics.inception import InceptionV3
-from stepdistill.metrics.inception_features import InceptionFeatures
+from stepdistill.metrics import image_files, kernel_distance
+from stepdistill.metrics.distances import frechet_distance_of_features
+from stepdistill.metrics.networks.features import read_pictures
+from stepdistill.metrics.networks.inception import InceptionV3
+from stepdistill.metrics.networks.inception_features import InceptionFeatures
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from stepdistill.metrics import resizes
-from stepdistill.metrics.lpips import LPIPS, TRUNKS
+from stepdistill.metrics.networks.lpips import LPIPS, TRUNKS
 from stepdistill.metrics.preprocess import centre_crop, square, to_pictures
 from stepdistill.testing.networks import fill_at_random
 

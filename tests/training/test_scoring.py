@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.evaluator import Evaluator
-from stepdistill.metrics.generation import generate
-from stepdistill.metrics.measurements import Results
-from stepdistill.metrics.protocols import EMOJI
-from stepdistill.metrics.runner import RunOptions
+from stepdistill.evaluation.embedded.evaluator import Evaluator
+from stepdistill.evaluation.embedded.measurements import Results
+from stepdistill.evaluation.embedded.runner import RunOptions
+from stepdistill.evaluation.generation import generate
+from stepdistill.evaluation.protocols import EMOJI
 from stepdistill.training import scoring
 from stepdistill.training.recipe import load_recipe
 from stepdistill.training.run import build_distiller

@@ -7,15 +7,15 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import Guidance, RandomScale
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.schedules.base import per_sample
 from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.config import DistillerConfig
 from stepdistill.errors import UserError
-from stepdistill.guidance import Guidance, RandomScale
-from stepdistill.rng import RandomStream
-from stepdistill.schedule import per_sample
 from stepdistill.typing import Latents, Times
 
 

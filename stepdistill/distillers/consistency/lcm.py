@@ -23,18 +23,18 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.prediction import jump_gain
+from stepdistill.diffusion.sampler import StudentSampler
+from stepdistill.diffusion.schedules.base import per_sample
+from stepdistill.diffusion.solver import ddim_step
 from stepdistill.distillers.base import Batch, Losses, PerTime, Publication, Requirements
 from stepdistill.distillers.consistency.guided import GuidedConfig, GuidedDistiller
 from stepdistill.distillers.target import follow, target_of
 from stepdistill.errors import UserError
 from stepdistill.losses.regression import pseudo_huber
-from stepdistill.prediction import jump_gain
-from stepdistill.sampler import StudentSampler
-from stepdistill.schedule import per_sample
-from stepdistill.solver import ddim_step
 from stepdistill.typing import Latents, Times
 
 

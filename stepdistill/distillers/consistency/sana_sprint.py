@@ -18,16 +18,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.critics.gan import GANConfig, LatentGAN
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.times import LogNormalSigma
+from stepdistill.diffusion.trigflow import trig_x0
 from stepdistill.distillers.base import Batch, Handoff, Losses, Requirements, Turn
 from stepdistill.distillers.consistency.scm import SCM, SCMConfig
 from stepdistill.errors import UserError
-from stepdistill.rng import RandomStream
-from stepdistill.times import LogNormalSigma
-from stepdistill.trigflow import trig_x0
 from stepdistill.typing import Latents, Times
 
 

@@ -19,17 +19,18 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from stepdistill.conditioning import Conditioning
-from stepdistill.denoisers.base import Denoised, Denoiser
+from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
-from stepdistill.derivative import Differentiation, directional_derivative
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.denoised import Denoised
+from stepdistill.diffusion.derivative import Differentiation, directional_derivative
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.times import LogNormalSigma
+from stepdistill.diffusion.trigflow import field_gain, noise_direction, trig_field, trig_level, trig_state
 from stepdistill.distillers.base import Batch, Losses, PerTime, Requirements, Turn
 from stepdistill.distillers.consistency.guided import GuidedConfig, GuidedDistiller
 from stepdistill.distillers.consistency.log_variance import LogVariance
 from stepdistill.losses.consistency import consistency_tangent, normalised_tangent, tangent_loss
-from stepdistill.rng import RandomStream
-from stepdistill.times import LogNormalSigma
-from stepdistill.trigflow import field_gain, noise_direction, trig_field, trig_level, trig_state
 from stepdistill.typing import Latents, Times
 
 

@@ -16,15 +16,16 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from stepdistill.conditioning import Conditioning
-from stepdistill.denoisers.base import Denoised, Denoiser
+from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.denoised import Denoised
+from stepdistill.diffusion.prediction import jump_gain
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.solver import Trajectory, teacher_trajectory
 from stepdistill.distillers.base import Batch, Losses, PerTime, Requirements
 from stepdistill.distillers.consistency.scm import SCM, SCMConfig
 from stepdistill.losses.regression import pseudo_huber
-from stepdistill.prediction import jump_gain
-from stepdistill.rng import RandomStream
-from stepdistill.solver import Trajectory, teacher_trajectory
 from stepdistill.typing import Latents
 
 

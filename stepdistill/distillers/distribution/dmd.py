@@ -16,15 +16,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.critics.perceptual import PerceptualDistance, lpips_is_installed
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rollout import one_step
 from stepdistill.distillers.base import Batch, Handoff, Losses, Requirements
 from stepdistill.distillers.distribution.dmd2 import DMD2, DMD2Config
 from stepdistill.errors import UserError
 from stepdistill.losses.regression import pseudo_huber
-from stepdistill.rollout import one_step
 from stepdistill.typing import Latents
 
 

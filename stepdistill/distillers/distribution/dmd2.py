@@ -17,6 +17,7 @@ from torch import nn
 from stepdistill.critics.gan import GANConfig, LatentGAN
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.rng import RandomStream
 from stepdistill.distillers.base import Batch, Turn
 from stepdistill.distillers.distribution.matching import (
     DistributionMatching,
@@ -25,7 +26,6 @@ from stepdistill.distillers.distribution.matching import (
     Terms,
 )
 from stepdistill.errors import UserError
-from stepdistill.rng import RandomStream
 from stepdistill.typing import Latents
 
 

@@ -13,9 +13,15 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import Guidance
+from stepdistill.diffusion.prediction import Prediction, conditional_target
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.rollout import backward_simulation
+from stepdistill.diffusion.sampler import StudentSampler
+from stepdistill.diffusion.times import ShiftedUniform
 from stepdistill.distillers.base import (
     Batch,
     Distiller,
@@ -26,13 +32,7 @@ from stepdistill.distillers.base import (
     Turn,
 )
 from stepdistill.distillers.config import DistillerConfig
-from stepdistill.guidance import Guidance
 from stepdistill.losses.score import denoising_error, dm_gradient, surrogate_loss
-from stepdistill.prediction import Prediction, conditional_target
-from stepdistill.rng import RandomStream
-from stepdistill.rollout import backward_simulation
-from stepdistill.sampler import StudentSampler
-from stepdistill.times import ShiftedUniform
 from stepdistill.typing import Latents, Times
 
 Terms = dict[str, Tensor]

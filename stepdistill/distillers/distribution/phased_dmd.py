@@ -22,6 +22,10 @@ from pydantic import Field
 
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.prediction import Prediction, conditional_target
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.rollout import backward_simulation
+from stepdistill.diffusion.times import ShiftedUniform
 from stepdistill.distillers.base import Batch
 from stepdistill.distillers.distribution.matching import (
     DistributionMatching,
@@ -29,10 +33,6 @@ from stepdistill.distillers.distribution.matching import (
     numbered,
 )
 from stepdistill.errors import UserError
-from stepdistill.prediction import Prediction, conditional_target
-from stepdistill.rng import RandomStream
-from stepdistill.rollout import backward_simulation
-from stepdistill.times import ShiftedUniform
 from stepdistill.typing import Latents, Times
 
 

@@ -21,10 +21,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.critics.reward import Reward, RewardConfig
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import Guidance, RandomScale
+from stepdistill.diffusion.rng import RandomStream
+from stepdistill.diffusion.schedules.base import per_sample
 from stepdistill.distillers.base import Batch
 from stepdistill.distillers.distribution.matching import (
     DistributionMatching,
@@ -33,10 +36,7 @@ from stepdistill.distillers.distribution.matching import (
     Terms,
 )
 from stepdistill.errors import UserError
-from stepdistill.guidance import Guidance, RandomScale
 from stepdistill.losses.preference import clamped_reward
-from stepdistill.rng import RandomStream
-from stepdistill.schedule import per_sample
 from stepdistill.typing import Latents, Times
 
 

@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.transitions import Kernel, Reduction, log_ratio, transition
 from stepdistill.losses.score import denoising_error
-from stepdistill.transitions import Kernel, Reduction, log_ratio, transition
 from stepdistill.typing import Latents, Times
 
 ErrorWeight = Literal["inverse_variance", "snr"]

@@ -23,19 +23,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stepdistill.conditioning import Conditioning
 from stepdistill.critics.reward import Reward, RewardConfig
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.rollout import markov_rollout, sample
+from stepdistill.diffusion.sampler import StudentSampler
+from stepdistill.diffusion.times import Grid
+from stepdistill.diffusion.transitions import Kernel, Reduction
 from stepdistill.distillers.base import Batch, Distiller, Losses, PerTime
 from stepdistill.distillers.config import DistillerConfig
 from stepdistill.distillers.preference.likelihood import ErrorWeight, denoising_errors, transition_log_ratio
 from stepdistill.errors import UserError
 from stepdistill.losses.preference import clip_log_ratio, hinge_preference, logistic_preference
-from stepdistill.rollout import markov_rollout, sample
-from stepdistill.sampler import StudentSampler
-from stepdistill.times import Grid
-from stepdistill.transitions import Kernel, Reduction
 from stepdistill.typing import Latents, Times
 
 

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion: schedules, predictions, time laws, guidance, samplers and solvers."""

@@ -1,0 +1,45 @@
+"""What a denoiser returns, and what samplers and solvers need of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.guidance import Guidance
+from stepdistill.diffusion.schedules.base import NoiseSchedule
+from stepdistill.typing import Latents, Times
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """A denoiser's estimates at x_t, in float32 or better.
+
+    Attributes:
+        x0: estimate of the clean latents, (B, *shape).
+        eps: estimate of the noise, (B, *shape).
+        t: the times they belong to, (B,).
+    """
+
+    x0: Latents
+    eps: Latents
+    t: Times
+
+
+class DenoisingNetwork(Protocol):
+    """The part of `Denoiser` that samplers and solvers call."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The network's noise schedule."""
+        ...
+
+    def at(self, t: float) -> DenoisingNetwork:
+        """Return the network to call at time t."""
+        ...
+
+    def __call__(
+        self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None
+    ) -> Denoised:
+        """Return the estimates at x_t."""
+        ...

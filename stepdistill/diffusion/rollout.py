@@ -1,0 +1,137 @@
+"""Rollouts: how the student turns noise into a sample, in training and at inference, with the same code.
+
+The student's grid is a `StudentSampler`: descending times and a kind. From a prediction at one time to the state of the next:
+
+- `sde`: keep x0, add fresh noise (what `LCMScheduler` and `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)` do);
+- `ode`: keep x0 and the implied noise (what `DDIMScheduler` and `FlowMatchEulerDiscreteScheduler` do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stepdistill.diffusion.conditioning import Conditioning
+from stepdistill.diffusion.denoised import Denoised, DenoisingNetwork
+from stepdistill.diffusion.sampler import StudentSampler
+from stepdistill.diffusion.transitions import Kernel, transition
+from stepdistill.typing import Latents, Times
+
+
+class NoiseSource(Protocol):
+    """Anything that gives standard normal noise by purpose; `RandomStream` in training, a seeded generator elsewhere."""
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise of shape (B, *shape)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A student sample and where on the grid it left the rollout.
+
+    Attributes:
+        x0: the student's prediction at the exit step; the only tensor that carries a graph.
+        x_t: the state the exit step was given.
+        t: the exit step's time, shape (B,).
+        exit_step: index into the sampler's times.
+        x_s: the state at the time where the rollout stops; x0 itself where that is 0. Carries the graph too.
+    """
+
+    x0: Latents
+    x_t: Latents
+    t: Times
+    exit_step: int
+    x_s: Latents
+
+
+def one_step(student: DenoisingNetwork, noise: Latents, cond: Conditioning, t: float = 1.0) -> Latents:
+    """The student's x0 from unit-variance noise in one network call."""
+    return student.at(t)(noise * student.schedule.prior_std, _filled(t, noise), cond).x0
+
+
+def backward_simulation(
+    student: DenoisingNetwork,
+    sampler: StudentSampler,
+    noise: Latents,
+    cond: Conditioning,
+    rng: NoiseSource,
+    *,
+    exit_step: int,
+    stop_at: float = 0.0,
+) -> Rollout:
+    """Run the student as at inference up to `exit_step`, keep the graph of that last call only, and jump to `stop_at`.
+
+    DMD2 (https://arxiv.org/abs/2405.14867, section 4.5): the training input of step k then has the distribution of the
+    inference input of step k. `noise` is standard normal; it starts with the standard deviation of the schedule's prior, as in
+    stock samplers.
+
+    Raises:
+        ValueError: `exit_step` is not an index of the sampler's times.
+    """
+    if not 0 <= exit_step < len(sampler.times):
+        raise ValueError(f"exit_step {exit_step} is outside 0..{len(sampler.times) - 1}")
+    with torch.no_grad():
+        x_t = noise * student.schedule.prior_std
+        for i in range(exit_step):
+            out = student.at(sampler.times[i])(x_t, _filled(sampler.times[i], x_t), cond)
+            x_t = next_state(student, out, sampler, sampler.times[i + 1], f"rollout_{i + 1}", rng)
+    t = _filled(sampler.times[exit_step], x_t)
+    out = student.at(sampler.times[exit_step])(x_t, t, cond)
+    x_s = out.x0 if stop_at == 0 else next_state(student, out, sampler, stop_at, "stop", rng)
+    return Rollout(x0=out.x0, x_t=x_t, t=t, exit_step=exit_step, x_s=x_s)
+
+
+@torch.no_grad()
+def sample(
+    student: DenoisingNetwork, sampler: StudentSampler, noise: Latents, cond: Conditioning, rng: NoiseSource
+) -> Latents:
+    """The student's whole inference loop: x0 after the last time of the grid."""
+    return backward_simulation(student, sampler, noise, cond, rng, exit_step=len(sampler.times) - 1).x0
+
+
+@torch.no_grad()
+def markov_rollout(
+    student: DenoisingNetwork,
+    times: Sequence[float],
+    noise: Latents,
+    cond: Conditioning,
+    rng: NoiseSource,
+    kernel: Kernel,
+) -> tuple[list[Latents], Latents]:
+    """The states that the network is called at, one for each time, and the x0 of the last call.
+
+    With the kernel "renoise" it is `sample` with every state kept.
+    """
+    x_t, states = noise * student.schedule.prior_std, []
+    for i, t in enumerate(times):
+        states.append(x_t)
+        out = student.at(t)(x_t, _filled(t, x_t), cond)
+        if i + 1 == len(times):
+            return states, out.x0
+        law = transition(out, _filled(times[i + 1], x_t), student.schedule, kernel)
+        x_t = law.draw(rng.normal(f"rollout_{i + 1}", out.x0.shape[1:]).to(out.x0))
+    raise ValueError("a rollout needs at least one time")
+
+
+def next_state(
+    student: DenoisingNetwork,
+    out: Denoised,
+    sampler: StudentSampler,
+    s: float,
+    purpose: str,
+    rng: NoiseSource,
+) -> Latents:
+    """The state at time s from an earlier prediction; `purpose` names the draw of fresh noise."""
+    eps = out.eps
+    if sampler.kind == "sde":
+        eps = rng.normal(purpose, out.x0.shape[1:]).to(out.x0)
+    return student.schedule.add_noise(out.x0, eps, _filled(s, out.x0))
+
+
+def _filled(t: float, like: Tensor) -> Times:
+    return torch.full((like.shape[0],), t, device=like.device, dtype=torch.float32)

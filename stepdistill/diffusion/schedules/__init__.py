@@ -1,0 +1,1 @@
+"""Noise schedules: alpha, sigma and log-SNR as smooth functions of t."""

@@ -1,0 +1,90 @@
+"""A few-step sampler as a Markov chain: the Gaussian law of its next state, and how two networks differ in it.
+
+| kernel | next state | stock scheduler |
+|---|---|---|
+| renoise | x0 with fresh noise: mean alpha_s x0, std sigma_s | `LCMScheduler`; on flows `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)` |
+| ancestral | part of the implied noise kept, the rest renewed | `EulerAncestralDiscreteScheduler` (SDXL-Turbo) |
+
+The last step of a sampler ends on x0 itself and has no density. Nor has any step of a deterministic sampler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from stepdistill.diffusion.denoised import Denoised
+from stepdistill.diffusion.schedules.base import DIVISOR_FLOOR, NoiseSchedule, at_least_float32, per_sample
+from stepdistill.typing import Latents, Times
+
+Kernel = Literal["renoise", "ancestral"]
+Reduction = Literal["mean", "sum"]
+"""Over the elements of a sample: the sum is the log density; the mean, D times less, is what released code calls so."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """The law N(mean, std^2) of the next state, one std per sample."""
+
+    mean: Latents
+    std: Times
+
+    def draw(self, noise: Latents) -> Latents:
+        """The next state, from standard normal noise."""
+        return self.mean + per_sample(self.std, self.mean) * noise
+
+
+def transition(out: Denoised, s: Times, schedule: NoiseSchedule, kernel: Kernel) -> Transition:
+    """The law of the state at s, given the estimates at a noisier time.
+
+    ancestral, in units of k = sigma / alpha: std alpha_s k_s sqrt(1 - (k_s / k_t)^2), mean alpha_s (x0 + k_s^2 / k_t eps).
+
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> from stepdistill.diffusion.schedules.families import FlowSchedule
+    >>> one = torch.ones(1, 1)
+    >>> out = SimpleNamespace(x0=one, eps=one, t=torch.tensor([1.0]))
+    >>> law = transition(out, torch.tensor([0.25]), FlowSchedule(), "ancestral")
+    >>> law.mean, law.std
+    (tensor([[0.7500]]), tensor([0.2500]))
+    """
+    alpha, sigma = schedule.level(s)
+    if kernel == "renoise":
+        return Transition(per_sample(alpha, out.x0) * out.x0, sigma)
+    if kernel != "ancestral":
+        raise ValueError(f"kernel is renoise or ancestral, got {kernel!r}")
+    alpha_t, sigma_t = schedule.level(out.t)
+    # k_s / k_t without a division by alpha_t, which may be zero.
+    ratio = sigma / alpha.clamp(min=DIVISOR_FLOOR) * alpha_t / sigma_t.clamp(min=DIVISOR_FLOOR)
+    mean = per_sample(alpha, out.x0) * out.x0 + per_sample(sigma * ratio, out.eps) * out.eps
+    return Transition(mean, sigma * (1 - ratio**2).clamp(min=0).sqrt())
+
+
+def log_ratio(x_s: Latents, law: Transition, reference: Transition, *, reduction: Reduction) -> Times:
+    """log law(x_s) - log reference(x_s) of two laws with the same std, shape (B,).
+
+    Written as a product, (mean - mean_ref) (2 x_s - mean - mean_ref) / (2 std^2), which keeps the digits that a difference of
+    squares loses.
+
+    >>> import torch
+    >>> one = torch.ones(1, 2)
+    >>> law, reference = Transition(one, torch.ones(1)), Transition(0 * one, torch.ones(1))
+    >>> log_ratio(one, law, reference, reduction="sum"), log_ratio(one, law, reference, reduction="mean")
+    (tensor([1.]), tensor([0.5000]))
+    """
+    mean, reference_mean, x_s = (at_least_float32(x) for x in (law.mean, reference.mean, x_s))
+    product = ((mean - reference_mean) * (2 * x_s - mean - reference_mean)).flatten(1)
+    return reduce_elements(product, reduction) / (2 * law.std**2)
+
+
+def reduce_elements(values: Tensor, reduction: Reduction) -> Times:
+    """The mean or the sum over the elements of each sample.
+
+    >>> import torch
+    >>> reduce_elements(torch.ones(1, 2, 2), "sum")
+    tensor([4.])
+    """
+    flat = values.flatten(1)
+    return flat.mean(1) if reduction == "mean" else flat.sum(1)

@@ -1,0 +1,14 @@
+from .benchmark import BenchmarkOptions as BenchmarkOptions
+from .benchmark import Drawn as Drawn
+from .benchmark import run_benchmark as run_benchmark
+from .document import RunResults as RunResults
+from .generation import Generation as Generation
+from .pages.comparison import comparison_table as comparison_table
+from .pages.comparison_page import write_comparison as write_comparison
+from .pages.galleries import ScoredRun as ScoredRun
+from .pages.pictures import grid as grid
+from .pages.report import write_report as write_report
+from .prompt_sets import PromptSet as PromptSet
+from .prompt_sets import load_prompt_set as load_prompt_set
+from .protocols import PROTOCOLS as PROTOCOLS
+from .protocols import Benchmark as Benchmark

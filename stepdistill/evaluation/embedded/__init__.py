@@ -1,0 +1,1 @@
+"""The embedded emoji problem: its judge, coverage and floor."""

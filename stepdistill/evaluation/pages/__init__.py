@@ -1,0 +1,1 @@
+"""Reports, comparisons and leaderboards as self-contained pages."""

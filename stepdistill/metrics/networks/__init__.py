@@ -1,0 +1,1 @@
+"""Feature networks with the published preprocessing and weights."""

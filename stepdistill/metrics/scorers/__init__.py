@@ -1,0 +1,1 @@
+"""Scorers of a picture and its prompt."""

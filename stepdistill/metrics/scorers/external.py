@@ -1,0 +1,126 @@
+"""Scorers that live in another environment: a command reads a manifest of pictures and writes their scores.
+
+HPSv3 needs it, whose package pins an older transformers; so may any other scorer. The command is called as
+`COMMAND... MANIFEST SCORES`, once for a whole set of pictures. Both files are JSON lines:
+
+    {"index": 0, "image": "pictures/00000.png", "prompt": "a cat"}        the manifest, written here
+    {"index": 0, "score": 7.25}                                         the scores, in any order, written by the command
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepdistill.errors import UserError
+from stepdistill.metrics.preprocess import ImagesOrPictures, as_pictures
+from stepdistill.metrics.scorers.prompt_scorers import check_lengths
+
+
+class CommandScorer:
+    """Scores by a command of the user's. It ranks; no gradient comes back.
+
+    Args:
+        command: the program and its arguments, as a list or as a shell would split it.
+        name: as numbers are labelled.
+    """
+
+    def __init__(self, command: str | Sequence[str], *, name: str) -> None:
+        self.command = shlex.split(command) if isinstance(command, str) else list(command)
+        if not self.command:
+            raise UserError(f"the scorer '{name}' has an empty command")
+        self.name = name
+
+    def description(self) -> dict[str, Any]:
+        """Name and command."""
+        return {"name": self.name, "command": self.command}
+
+    def __call__(self, images: ImagesOrPictures, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images in [0, 1] or pictures: saved as PNG, scored, deleted."""
+        check_lengths(images, prompts)
+        with tempfile.TemporaryDirectory(prefix="stepdistill-scorer-") as folder:
+            files = [Path(folder) / f"{number:05d}.png" for number in range(len(images))]
+            for file, picture in zip(files, as_pictures(images), strict=True):
+                picture.save(file)
+            return self.score_files(files, prompts)
+
+    def score_files(self, files: Sequence[Path], prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of picture files, by one call of the command.
+
+        Raises:
+            UserError: the command cannot be run or fails, or does not give one finite score for each picture.
+        """
+        if len(files) != len(prompts):
+            raise ValueError(f"{len(files)} pictures but {len(prompts)} prompts")
+        with tempfile.TemporaryDirectory(prefix="stepdistill-scorer-") as folder:
+            manifest, scores = Path(folder) / "manifest.jsonl", Path(folder) / "scores.jsonl"
+            rows = [
+                {"index": index, "image": str(Path(file).absolute()), "prompt": prompt}
+                for index, (file, prompt) in enumerate(zip(files, prompts, strict=True))
+            ]
+            manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            self._run(manifest, scores)
+            return self._read(scores, len(files))
+
+    def _run(self, manifest: Path, scores: Path) -> None:
+        try:
+            done = subprocess.run(
+                [*self.command, str(manifest), str(scores)], capture_output=True, text=True, check=False
+            )
+        except OSError as error:
+            raise UserError(f"the scorer '{self.name}' cannot be run: {error}") from error
+        if done.returncode != 0:
+            last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+            raise UserError(f"the scorer '{self.name}' failed with exit code {done.returncode}: {last}")
+
+    def _read(self, file: Path, count: int) -> Tensor:
+        if not file.is_file():
+            raise UserError(
+                f"the scorer '{self.name}' wrote no scores: its last argument names the file to write"
+            )
+        found: dict[int, float] = {}
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                row = json.loads(line)
+                found[int(row["index"])] = float(row["score"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"the scorer '{self.name}' wrote no score in line {number}: it needs "
+                    '{"index": 0, "score": 1.5}, not ' + line[:80]
+                ) from error
+        if found.keys() != set(range(count)):
+            raise UserError(
+                f"the scorer '{self.name}' wrote scores of {len(found)} pictures, not of all {count}"
+            )
+        if not all(map(math.isfinite, found.values())):
+            raise UserError(f"the scorer '{self.name}' wrote a score that is not finite")
+        return torch.tensor([found[index] for index in range(count)], dtype=torch.float32)
+
+
+def hpsv3_scorer(
+    *, python: str | Path | None = None, command: str | Sequence[str] | None = None
+) -> CommandScorer:
+    """HPSv3 (https://arxiv.org/abs/2508.03789): the mean of the predicted reward, by a model of 7 billion parameters.
+
+    Args:
+        python: the interpreter of an environment where `pip install hpsv3` was run; `hpsv3_bridge.py` runs in it.
+        command: instead of it, any command that follows this module's protocol.
+
+    Raises:
+        UserError: neither is given.
+    """
+    if command is None and python is None:
+        raise UserError(
+            "hps/v3 runs in its own environment: pip install hpsv3 there, and give python=/path/to/its/bin/python"
+        )
+    bridge = Path(__file__).with_name("hpsv3_bridge.py")
+    return CommandScorer(command or [str(python), str(bridge)], name="hps/v3")
