@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 import stepdistill as sd
-from stepdistill.critics.reward import RewardConfig
+from stepdistill.critics.config import RewardConfig
 from stepdistill.data.source import prepare_data
 from stepdistill.diffusion.prediction import conditional_target
 from stepdistill.diffusion.rollout import sample
-from stepdistill.distillers.base import Requirements
-from stepdistill.distillers.preference.pso import PSOConfig
+from stepdistill.distillers.config import Requirements
+from stepdistill.distillers.preference.config import PSOConfig
 from stepdistill.evaluation.embedded.emoji import load_evaluator
 from stepdistill.evaluation.embedded.evaluator import Evaluator, measured_in_batches
 from stepdistill.evaluation.embedded.measurements import caption_scores
@@ -43,8 +43,7 @@ class FineTuning(sd.PSO):
 
     def student_step(self, batch: sd.Batch) -> sd.Losses:
         """The mean squared error of the network's prediction."""
-        self.train_only("student")
-        rng = batch.rng.fork("student")
+        rng = self.begin("student", batch)
         x0, cond = batch.real()
         t, eps = rng.uniform("t"), rng.normal("eps", batch.shape)
         schedule, prediction = self.student.schedule, self.student.prediction

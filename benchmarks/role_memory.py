@@ -30,8 +30,10 @@ def measure(size: str, mode: str) -> dict[str, Any]:
     from stepdistill.diffusion.conditioning import Conditioning
     from stepdistill.diffusion.rng import RandomStream
     from stepdistill.diffusion.schedules.families import schedule_from_scheduler
-    from stepdistill.distillers.base import Batch
-    from stepdistill.distillers.distribution.dmd2 import DMD2, DMD2Config
+    from stepdistill.distillers.batch import Batch
+    from stepdistill.distillers.distribution.config import DMD2Config
+    from stepdistill.distillers.distribution.dmd2 import DMD2
+    from stepdistill.testing import turn_losses
 
     torch.set_num_threads(1)
     channels = SIZES[size]
@@ -61,8 +63,7 @@ def measure(size: str, mode: str) -> dict[str, Any]:
     cond = Conditioning({"tokens": torch.randn(1, 16, 256)})
     for step in range(3):
         batch = Batch(cond, cond, RandomStream(0, step, (0,)), step, (4, 32, 32))
-        for turn in distiller.turns(step):
-            losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+        for turn, losses in turn_losses(distiller, batch):
             losses.backward()
             optimizers[turn].step()
             optimizers[turn].zero_grad(set_to_none=True)

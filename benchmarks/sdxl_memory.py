@@ -27,7 +27,8 @@ from stepdistill.data.source import TrainingData
 from stepdistill.denoisers import Roles
 from stepdistill.denoisers.sdxl import SDXLDenoiser
 from stepdistill.diffusion.conditioning import Conditioning
-from stepdistill.distillers.distribution.dmd2 import DMD2, DMD2Config
+from stepdistill.distillers.distribution.config import DMD2Config
+from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.training.recipe import TrainConfig
 from stepdistill.training.tracking import Tracker
 from stepdistill.training.trainer import Trainer

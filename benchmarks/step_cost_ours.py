@@ -12,14 +12,15 @@ from diffusers import SD3Transformer2DModel
 from step_cost_network import BATCH, CONFIG, CRITIC_TURNS, GUIDANCE, HEAD_BLOCK, SHAPE, TOKENS
 from torch import Tensor
 
-from stepdistill.critics.gan import GANConfig
+from stepdistill.critics.config import GANConfig
 from stepdistill.data.source import TrainingData
 from stepdistill.denoisers import Roles
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.sd3 import SD3Denoiser
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.schedules.families import FlowSchedule
-from stepdistill.distillers.distribution.dmd2 import DMD2, DMD2Config
+from stepdistill.distillers.distribution.config import DMD2Config
+from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.training.recipe import TrainConfig
 from stepdistill.training.tracking import Tracker
 from stepdistill.training.trainer import Trainer

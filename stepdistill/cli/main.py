@@ -186,7 +186,7 @@ def bench(
 @app.command()
 def methods(as_json: AsJson = False) -> None:
     """List the methods: paper, what they need, how far they are proved."""
-    from stepdistill.distillers import method_table
+    from stepdistill.distillers.catalogue import method_table
 
     rows = method_table()
     if as_json:

@@ -18,7 +18,7 @@ from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.rng import RandomStream
-from stepdistill.distillers.base import Batch, Pairs
+from stepdistill.distillers.batch import Batch, Pairs
 from stepdistill.errors import UserError
 
 ENCODE_BATCH = 64

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from stepdistill.data.cache import cached, fingerprint
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.choices import Solver
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.guidance import Guidance
 from stepdistill.diffusion.rng import RandomStream
-from stepdistill.diffusion.solver import Solver, teacher_trajectory
+from stepdistill.diffusion.solver import teacher_trajectory
 from stepdistill.typing import Latents
 
 _VERSION = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.func import jvp
@@ -11,12 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import group_norm
 from torch.overrides import TorchFunctionMode
 
+from stepdistill.diffusion.choices import Differentiation
 from stepdistill.diffusion.schedules.base import per_sample
 from stepdistill.typing import Latents, Times
-
-Differentiation = Literal["jvp", "semi", "finite", "backward"]
-"""jvp: forward-mode. semi: forward-mode in x, central difference in t. finite: central difference along the direction.
-backward: difference against the direction, from x - h dx to x."""
 
 Field = Callable[[Latents, Times], Latents]
 

@@ -9,16 +9,17 @@ The student's grid is a `StudentSampler`: descending times and a kind. From a pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from stepdistill.diffusion.choices import Kernel
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.denoised import Denoised, DenoisingNetwork
 from stepdistill.diffusion.sampler import StudentSampler
-from stepdistill.diffusion.transitions import Kernel, transition
+from stepdistill.diffusion.transitions import transition
 from stepdistill.typing import Latents, Times
 
 
@@ -30,23 +31,33 @@ class NoiseSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """A student sample and where on the grid it left the rollout.
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Student samples, and where they left the rollout.
 
     Attributes:
-        x0: the student's prediction at the exit step; the only tensor that carries a graph.
-        x_t: the state the exit step was given.
-        t: the exit step's time, shape (B,).
-        exit_step: index into the sampler's times.
-        x_s: the state at the time where the rollout stops; x0 itself where that is 0. Carries the graph too.
+        x_s: the samples: the state at time `s`, (B, *shape). Carries the graph of the exit step.
+        s: time at which the rollout stopped; 0 is data, where `x_s` is `x0`.
+        x0: the student's estimate at the exit step. Carries the same graph.
+        x_t: the exit step's input.
+        t: the exit step's time.
+        exit_step: its index in the sampler's times.
     """
 
+    x_s: Latents
+    s: float
     x0: Latents
     x_t: Latents
-    t: Times
+    t: float
     exit_step: int
-    x_s: Latents
+
+    def detach(self) -> Samples:
+        """The same samples without their graph."""
+        return replace(self, x_s=self.x_s.detach(), x0=self.x0.detach())
+
+    def first(self, n: int) -> Samples:
+        """The first n samples of the batch."""
+        return replace(self, x_s=self.x_s[:n], x0=self.x0[:n], x_t=self.x_t[:n])
 
 
 def one_step(student: DenoisingNetwork, noise: Latents, cond: Conditioning, t: float = 1.0) -> Latents:
@@ -63,7 +74,7 @@ def backward_simulation(
     *,
     exit_step: int,
     stop_at: float = 0.0,
-) -> Rollout:
+) -> Samples:
     """Run the student as at inference up to `exit_step`, keep the graph of that last call only, and jump to `stop_at`.
 
     DMD2 (https://arxiv.org/abs/2405.14867, section 4.5): the training input of step k then has the distribution of the
@@ -80,10 +91,10 @@ def backward_simulation(
         for i in range(exit_step):
             out = student.at(sampler.times[i])(x_t, _filled(sampler.times[i], x_t), cond)
             x_t = next_state(student, out, sampler, sampler.times[i + 1], f"rollout_{i + 1}", rng)
-    t = _filled(sampler.times[exit_step], x_t)
-    out = student.at(sampler.times[exit_step])(x_t, t, cond)
+    t = sampler.times[exit_step]
+    out = student.at(t)(x_t, _filled(t, x_t), cond)
     x_s = out.x0 if stop_at == 0 else next_state(student, out, sampler, stop_at, "stop", rng)
-    return Rollout(x0=out.x0, x_t=x_t, t=t, exit_step=exit_step, x_s=x_s)
+    return Samples(x_s=x_s, s=stop_at, x0=out.x0, x_t=x_t, t=t, exit_step=exit_step)
 
 
 @torch.no_grad()

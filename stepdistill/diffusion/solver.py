@@ -10,17 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
 
 import torch
 
+from stepdistill.diffusion.choices import Solver
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.denoised import Denoised, DenoisingNetwork
 from stepdistill.diffusion.guidance import Guidance
 from stepdistill.diffusion.schedules.base import NoiseSchedule, per_sample
 from stepdistill.typing import Latents, Times
-
-Solver = Literal["ddim", "euler", "heun"]
 
 
 def velocity(out: Denoised, schedule: NoiseSchedule) -> Latents:

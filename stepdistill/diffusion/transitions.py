@@ -11,17 +11,13 @@ The last step of a sampler ends on x0 itself and has no density. Nor has any ste
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
+from stepdistill.diffusion.choices import Kernel, Reduction
 from stepdistill.diffusion.denoised import Denoised
 from stepdistill.diffusion.schedules.base import DIVISOR_FLOOR, NoiseSchedule, at_least_float32, per_sample
 from stepdistill.typing import Latents, Times
-
-Kernel = Literal["renoise", "ancestral"]
-Reduction = Literal["mean", "sum"]
-"""Over the elements of a sample: the sum is the log density; the mean, D times less, is what released code calls so."""
 
 
 @dataclass(frozen=True, eq=False)

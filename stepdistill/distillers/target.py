@@ -1,4 +1,4 @@
-"""The network that makes a method's targets: a frozen moving average of the student."""
+"""A method's target network: a frozen moving average of the student."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from stepdistill.denoisers.base import Denoiser
 from stepdistill.denoisers.roles import Roles
 
 
-def target_of(student: Denoiser, roles: Roles) -> Denoiser:
-    """A frozen role that holds the student's present weights: an adapter of its own, or a copy."""
+def create_target(student: Denoiser, roles: Roles) -> Denoiser:
+    """Return a frozen role with the student's present weights: its own adapter, or a copy."""
     target = student.role("target", roles)
     target.load_role_state_dict(student.role_state_dict())
     for parameter in target.trainable_parameters():
@@ -19,7 +19,7 @@ def target_of(student: Denoiser, roles: Roles) -> Denoiser:
 
 
 @torch.no_grad()
-def follow(target: Denoiser, student: Denoiser, decay: float) -> None:
+def update_target(target: Denoiser, student: Denoiser, decay: float) -> None:
     """target <- decay target + (1 - decay) student, in one call for all tensors."""
     averages: list[Tensor] = list(target.trainable_parameters())
     present: list[Tensor] = list(student.trainable_parameters())

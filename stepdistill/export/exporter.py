@@ -148,7 +148,7 @@ class Exporter:
             call |= {"height": self.size[0], "width": self.size[1]}
         is_vp = isinstance(student.schedule, VPSchedule)
         count = student.pipe.scheduler.config.num_train_timesteps
-        method = self.distiller.publication.name
+        method = self.distiller.credit[0]
         base = self.base_model or self.base
         stem = f"{Path(base).name if base else 'student'}-{method}-{sampler.num_steps}step".lower()
         return SamplerContract(
@@ -233,7 +233,7 @@ class Exporter:
             contract,
             blocks=blocks,
             prompts=self.prompts[:MAX_PROMPTS],
-            paper=self.distiller.publication.paper,
+            paper=self.distiller.credit[1],
             comfy_sigmas=[*(sigmas / student.schedule.alpha(t) if is_vp else sigmas).tolist(), 0.0],
             licence=self.known_licence,
             hub_base=contract.base_model if is_hub_name(contract.base_model or "") else None,

@@ -1,8 +1,7 @@
-"""GAN losses on logits (larger = more real) and their gradient penalties. All are means over the batch.
+"""GAN losses on logits (larger means more real) and the R1 gradient penalty. All are means over the batch.
 
-With the optimal discriminator the logit is log r, r = p_real / p_fake at the input, so the generator's
-gradient is -(1 / (1 + r)) grad log r for the non-saturating loss and -grad log r for the hinge loss: the
-latter is the reverse KL.
+The optimal discriminator's logit is log r with r = p_real / p_fake at the input. The generator's gradient is then
+-(1 / (1 + r)) grad log r for the non-saturating loss, and -grad log r, that of the reverse KL, for the hinge loss.
 """
 
 from __future__ import annotations
@@ -53,15 +52,6 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return relu(1 - at_least_float32(real)).mean() + relu(1 + at_least_float32(fake)).mean()
 
 
-def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
-    """softplus(D(real) - D(fake)) over pairs (https://arxiv.org/abs/1807.00734); swap them for D.
-
-    >>> relativistic_generator(torch.ones(3), torch.ones(3))
-    tensor(0.6931)
-    """
-    return softplus(at_least_float32(real) - at_least_float32(fake)).mean()
-
-
 def r1_penalty(logits: Tensor, inputs: Latents | Sequence[Latents], *, gamma: float = 1.0) -> Tensor:
     """gamma / 2 |grad D|^2 per sample, by double backward (https://arxiv.org/abs/1801.04406, eq. 9).
 
@@ -76,19 +66,6 @@ def r1_penalty(logits: Tensor, inputs: Latents | Sequence[Latents], *, gamma: fl
     gradients = torch.autograd.grad(_per_sample_mean(logits).sum(), inputs, create_graph=True)
     squares = [at_least_float32(gradient).square().flatten(1).sum(1) for gradient in gradients]
     return 0.5 * gamma * torch.stack(squares).sum(0).mean()
-
-
-def approximate_r1(logits: Tensor, perturbed: Tensor, *, std: float, gamma: float = 1.0) -> Tensor:
-    """R1 by one finite difference along noise n (https://arxiv.org/abs/2501.08316).
-
-    gamma / 2 ((D(x + std n) - D(x)) / std)^2: its mean over n is `r1_penalty` up to O(std^2), and it needs no
-    double backward.
-
-    >>> approximate_r1(torch.tensor([1.0]), torch.tensor([1.5]), std=0.5)
-    tensor(0.5000)
-    """
-    slope = (at_least_float32(perturbed) - at_least_float32(logits)) / std
-    return 0.5 * gamma * _per_sample_mean(slope).square().mean()
 
 
 def _per_sample_mean(logits: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Continuous-time consistency (sCM, https://arxiv.org/abs/2410.11081), in TrigFlow's terms for data of unit scale.
 
-x = cos t x0 + sin t eps, the student's output F, its consistency function f = cos t x - sin t F, the teacher's field F_teacher.
+The state is x = cos t x0 + sin t eps, the student's output F, its consistency function f = cos t x - sin t F, and the teacher's
+field dx/dt = F_teacher.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def consistency_tangent(
 ) -> Latents:
     """g = -cos^2 (F - F_teacher) - warmup (cos sin x + dF), with dF = cos t sin t dF/dt along the teacher's ODE.
 
-    At warmup 1 it is cos t df/dt. Detached; formed in float32 or better.
+    At warmup 1 it is cos t df/dt, with df/dt = -cos t (F - F_teacher) - sin t (x + dF/dt). Detached, in float32 or better.
 
     >>> one, level = torch.ones(1, 1), torch.tensor([0.5])
     >>> consistency_tangent(one, F=2 * one, F_teacher=one, dF=one, cos=level, sin=level, warmup=0.0)
@@ -31,7 +32,7 @@ def consistency_tangent(
 def normalised_tangent(g: Latents, *, c: float = 0.1) -> Latents:
     """g / (rms(g) + c), per sample.
 
-    The rms and not the norm, so that c means the same for every size of latent.
+    The rms instead of the paper's norm, so that c means the same for every latent size.
 
     >>> normalised_tangent(torch.tensor([[3.0, -3.0]]), c=0.0)
     tensor([[ 1., -1.]])
@@ -43,7 +44,7 @@ def normalised_tangent(g: Latents, *, c: float = 0.1) -> Latents:
 def tangent_loss(F: Latents, g: Latents, log_variance: Tensor | None = None) -> Tensor:
     """mean of exp(-w) ||F - sg(F) - g||^2 + w, the square averaged over each sample; without w: the square alone.
 
-    Its value is that of g, not of an error: it does not say how far the student is.
+    Its value is that of g, not of an error, and does not measure progress.
 
     >>> F = torch.zeros(1, 2, requires_grad=True)
     >>> tangent_loss(F, torch.tensor([[1.0, -3.0]])).backward()

@@ -1,4 +1,4 @@
-"""Preference: losses of a margin between a better and a worse sample, and the clamped reward. Means over the batch."""
+"""Losses of a margin between a preferred and a rejected sample, and the clamped reward. All are means over the batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hinge_preference(margin: Tensor) -> Tensor:
 
 
 def clamped_reward(rewards: Tensor, *, threshold: float) -> Tensor:
-    """relu(threshold - reward): pulls up to the threshold and no further (https://arxiv.org/abs/2408.14176).
+    """relu(threshold - reward): no gradient above the threshold (SwiftBrush v2, https://arxiv.org/abs/2408.14176).
 
     >>> clamped_reward(torch.tensor([0.1, 0.4]), threshold=0.3)
     tensor(0.1000)
@@ -37,7 +37,7 @@ def clamped_reward(rewards: Tensor, *, threshold: float) -> Tensor:
 
 
 def clip_log_ratio(log_ratio: Tensor, clip_range: float) -> Tensor:
-    """log clip(exp(log_ratio), 1 - clip_range, 1 + clip_range): no gradient outside (https://arxiv.org/abs/1707.06347).
+    """log clip(exp(log_ratio), 1 - clip_range, 1 + clip_range), without gradient outside (PPO, https://arxiv.org/abs/1707.06347).
 
     >>> clip_log_ratio(torch.tensor([0.0, 1.0]), 0.1)
     tensor([0.0000, 0.0953])

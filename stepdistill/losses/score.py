@@ -1,80 +1,56 @@
-"""Distribution matching: one score difference, its weights, the surrogate that injects it, the critic's loss.
+"""Distribution matching: the score difference, the surrogate loss that injects a gradient, and the fake score's loss.
 
-All differences of two predictions at the same x_t are proportional, so there is one primitive, fake - real
-in x0:
-  kl = (alpha/sigma)^2 Dx0,  score = (alpha/sigma^2) Dx0,  eps = -(alpha/sigma) Dx0,  v = -Dx0 / sigma (VP),
-  flow = -((alpha + sigma)/sigma) Dx0.
-A descent step along +Dx0 moves samples from the fake score's estimate towards the teacher's.
+Differences of two predictions at the same x_t are proportional to each other. With Dx0 = fake - real in x0:
+
+    score: alpha / sigma^2 Dx0    eps: -alpha / sigma Dx0    v (VP): -Dx0 / sigma    flow: -(alpha + sigma) / sigma Dx0
+
+So every method of the family is Dx0 times a weight, and a descent step along +Dx0 moves samples from the fake score's
+estimate towards the teacher's.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 from torch import Tensor
 
 from stepdistill.diffusion.denoised import Denoised
 from stepdistill.diffusion.prediction import Prediction, from_x0_eps
-from stepdistill.diffusion.schedules.base import DIVISOR_FLOOR, NoiseSchedule, at_least_float32, per_sample
+from stepdistill.diffusion.schedules.base import NoiseSchedule, at_least_float32, per_sample
 from stepdistill.typing import Latents, Times
 
-DifferenceSpace = Literal["x0", "eps", "v", "flow", "score", "kl"]
-Normaliser = Literal["none", "mean_abs"]
-
 _NORMALISER_FLOOR = 1e-5
+"""Least mean |x0 - real| to divide by: far below that of any latent, so it acts only where student and teacher agree."""
 
 
-def score_difference(
-    real: Latents, fake: Latents, alpha: Tensor, sigma: Tensor, *, space: DifferenceSpace = "x0"
-) -> Latents:
-    """fake - real, both given as x0 estimates at one x_t, expressed in another space; float32 or better.
-
-    "kl", alpha (score_fake - score_real), is the gradient in x0 of KL(fake || real) of the noised laws.
+def score_difference(real: Latents, fake: Latents) -> Latents:
+    """fake - real, two x0 estimates at one x_t; detached, in float32 or better.
 
     >>> import torch
-    >>> half = torch.tensor([0.5])
-    >>> score_difference(torch.zeros(1, 1), torch.ones(1, 1), half, half, space="flow")
-    tensor([[-2.]])
+    >>> score_difference(torch.zeros(1, 1), torch.ones(1, 1))
+    tensor([[1.]])
     """
-    difference = at_least_float32(fake) - at_least_float32(real)
-    if space == "x0":
-        return difference
-    alpha, sigma = at_least_float32(alpha), at_least_float32(sigma).clamp(min=DIVISOR_FLOOR)
-    factors = {
-        "eps": -alpha / sigma,
-        "v": -(alpha**2 + sigma**2) / sigma,
-        "flow": -(alpha + sigma) / sigma,
-        "score": alpha / sigma**2,
-        "kl": alpha**2 / sigma**2,
-    }
-    return per_sample(factors[space], difference) * difference
+    return at_least_float32(fake.detach()) - at_least_float32(real.detach())
 
 
-def dm_gradient(
-    x0: Latents,
-    real: Latents,
-    fake: Latents,
-    *,
-    normaliser: Normaliser = "mean_abs",
-    floor: float = _NORMALISER_FLOOR,
-) -> Latents:
-    """Distribution-matching direction (fake - real) / mean|x0 - real|, per sample.
+def dm_gradient(x0: Latents, real: Latents, fake: Latents) -> Latents:
+    """The distribution-matching gradient (fake - real) / mean|x0 - real|, per sample (DMD, https://arxiv.org/abs/2311.18828).
 
-    DMD, https://arxiv.org/abs/2311.18828, eq. 7-8. `x0` is the student's sample, `real` and `fake` the two
-    estimates of it. Detached; formed in float32 or better.
+    Equation 7 with the weight of equation 8, in the form of the released code: without the factor alpha_t of the paper's text.
+    Detached, in float32 or better.
+
+    Args:
+        x0: the student's samples, (B, *shape).
+        real: the teacher's x0 at the renoised samples.
+        fake: the fake score's x0 there.
 
     >>> import torch
     >>> x0 = torch.zeros(1, 2)
     >>> dm_gradient(x0, real=x0 + 1.0, fake=x0 + 3.0)
     tensor([[2., 2.]])
     """
-    x0, real, fake = (at_least_float32(x.detach()) for x in (x0, real, fake))
-    difference = fake - real
-    if normaliser == "none":
-        return difference
-    if normaliser == "mean_abs":
-        return difference / per_sample((x0 - real).abs().flatten(1).mean(1).clamp(min=floor), difference)
-    raise ValueError(f"normaliser is none or mean_abs, got {normaliser!r}")
+    # Eq. 8: one scale per sample, C S / ||x0 - real||_1, the inverse of the mean absolute error.
+    error = (at_least_float32(x0.detach()) - at_least_float32(real.detach())).abs().flatten(1).mean(1)
+    difference = score_difference(real, fake)
+    return difference / per_sample(error.clamp(min=_NORMALISER_FLOOR), difference)
 
 
 def surrogate_loss(x: Latents, gradient: Latents) -> Tensor:

@@ -1,6 +1,6 @@
 """Teachers known in closed form, toy students and tiny pipelines: for tests, notebooks and new methods."""
 
-from stepdistill.testing.learning import BulkStream, train_toy
+from stepdistill.testing.learning import BulkStream, train_toy, turn_losses
 from stepdistill.testing.oracles import GaussianTeacher, MixtureTeacher
 from stepdistill.testing.tiny import tiny_pipeline
 from stepdistill.testing.toys import AffineDenoiser, GaussianDenoiser, MLPDenoiser, fit
@@ -15,4 +15,5 @@ __all__ = [
     "fit",
     "tiny_pipeline",
     "train_toy",
+    "turn_losses",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.rng import RandomStream
-from stepdistill.distillers.base import Batch, Distiller, Pairs
+from stepdistill.distillers.base import Distiller
+from stepdistill.distillers.batch import Batch, Pairs
+from stepdistill.distillers.turn import Losses, Turn
 from stepdistill.typing import Latents, Times
 
 
@@ -33,6 +35,16 @@ class BulkStream(RandomStream):
         key = f"{self.seed},{self.step},{self._path(purpose)}"
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def turn_losses(distiller: Distiller, batch: Batch) -> Iterator[tuple[Turn, Losses]]:
+    """Yield the players of a batch's iteration and their losses, in order; the critics get the student's samples."""
+    samples = None
+    for turn in distiller.turns(batch.step):
+        is_student = turn == "student"
+        losses = distiller.student_step(batch) if is_student else distiller.critic_step(batch, samples)
+        samples = losses.samples
+        yield turn, losses
 
 
 def train_toy(
@@ -65,8 +77,7 @@ def train_toy(
         if pairs is not None:
             rows = (rng.uniform("pairs") * len(pairs.noise)).long()
             batch.pairs = Pairs(pairs.noise[rows], pairs.x0[rows], pairs.cond[rows])
-        for turn in distiller.turns(step):
-            losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+        for turn, losses in turn_losses(distiller, batch):
             losses.backward()
             for group in optimizers[turn].param_groups:
                 group["lr"] = rates[turn] * (1 - step / num_steps)

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -14,10 +14,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from stepdistill.assets import resolve_path
 from stepdistill.data.trajectories import PairsConfig
 from stepdistill.denoisers.roles import Roles
-from stepdistill.distillers import METHODS
-from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.config import DistillerConfig
+from stepdistill.distillers.registry import ENTRIES, METHODS, options_of
 from stepdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from stepdistill.distillers.base import Distiller
 
 
 def no_in_words(value: object) -> object:
@@ -172,15 +174,14 @@ class Recipe(Section):
 
     @property
     def distiller_class(self) -> type[Distiller]:
-        """The method."""
+        """The method's class."""
         return METHODS[self.method["name"]]
 
     @property
     def distiller_config(self) -> DistillerConfig:
         """The method's options."""
-        return self.distiller_class.Config(
-            **{key: value for key, value in self.method.items() if key != "name"}
-        )
+        options = {key: value for key, value in self.method.items() if key != "name"}
+        return options_of(self.method["name"])(**options)
 
     def dump(self) -> str:
         """The recipe as YAML with every default written out."""
@@ -220,14 +221,14 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
     except ValidationError as error:
         raise UserError(first_problem(error, Recipe)) from error
     name = recipe.method.get("name")
-    if name not in METHODS:
+    if name not in ENTRIES:
         raise UserError(
-            f"method.name: unknown method '{name}'{did_you_mean(str(name), METHODS)}; `stepdistill methods` lists them"
+            f"method.name: unknown method '{name}'{did_you_mean(str(name), ENTRIES)}; `stepdistill methods` lists them"
         )
     try:
         config = recipe.distiller_config
     except ValidationError as error:
-        raise UserError("method." + first_problem(error, recipe.distiller_class.Config)) from error
+        raise UserError("method." + first_problem(error, options_of(name))) from error
     if config.num_experts > 1 and recipe.roles.mode == "full":
         raise UserError(
             f"roles.mode=full: the {config.num_experts} experts of {name} are exported as LoRAs that a stock pipeline switches; "

@@ -56,9 +56,11 @@ def distill(recipe: Recipe) -> Path:
 def build_distiller(recipe: Recipe) -> Distiller:
     """Teacher and method of a recipe, and the reward where it names one."""
     reward = recipe.method.get("reward")
-    options: dict[str, Any] = {} if reward is None else {"reward": load_reward(reward)}
     return recipe.distiller_class(
-        build_teacher(recipe), recipe.distiller_config, roles=recipe.roles, **options
+        build_teacher(recipe),
+        recipe.distiller_config,
+        roles=recipe.roles,
+        reward=None if reward is None else load_reward(reward),
     )
 
 

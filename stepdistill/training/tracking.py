@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepdistill.distillers.base import PerTime
+from stepdistill.distillers.turn import PerTime
 from stepdistill.errors import UserError
 from stepdistill.training.parallel import sum_over_processes
 

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from stepdistill.data.source import TrainingData, data_from_prompts
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.distillers.base import Batch, Distiller, Turn
+from stepdistill.diffusion.rollout import Samples
+from stepdistill.distillers.base import Distiller
+from stepdistill.distillers.batch import Batch
+from stepdistill.distillers.turn import Turn
 from stepdistill.errors import UserError
 from stepdistill.training.checkpoint import (
     latest_checkpoint,
@@ -145,23 +148,33 @@ class Trainer:
             share[i : i + config.train_batch_size] for i in range(0, len(share), config.train_batch_size)
         ]
         batches = [self.data.batch(seed=config.seed, step=step, indices=part, size=size) for part in parts]
+        samples: list[Samples | None] = [None] * len(batches)
         for turn in self.distiller.turns(step):
-            self.run_turn(turn, batches, step)
+            samples = self.run_turn(turn, batches, samples, step)
 
-    def run_turn(self, turn: Turn, batches: Sequence[Batch], step: int) -> None:
-        """Gradient of all micro-batches, one clipped optimiser step for one player."""
-        compute = {"student": self.distiller.student_step, "critic": self.distiller.critic_step}[turn]
+    def run_turn(
+        self, turn: Turn, batches: Sequence[Batch], samples: Sequence[Samples | None], step: int
+    ) -> list[Samples | None]:
+        """Accumulate the gradient of all micro-batches and take one clipped optimiser step for one player.
+
+        Returns:
+            The student's samples of each micro-batch: those of this turn, or those passed in.
+        """
         terms: dict[str, Tensor] = {}
-        for batch in batches:
+        drawn = list(samples)
+        for i, batch in enumerate(batches):
             with attention_kernels(
                 self.device,
                 self.accelerator.mixed_precision,
                 gradient_checkpointing=self.config.gradient_checkpointing,
             ):
                 with self.accelerator.autocast():
-                    losses = compute(batch)
+                    if turn == "student":
+                        losses = self.distiller.student_step(batch)
+                    else:
+                        losses = self.distiller.critic_step(batch, samples[i])
                 losses.backward(1.0 / len(batches))
-            terms = losses.terms
+            terms, drawn[i] = losses.terms, losses.samples
             self.tracker.add("loss", terms)
             self.tracker.add(turn, losses.logs)
         parameters, optimizer = self.players[turn], self.optimizers[turn]
@@ -181,6 +194,7 @@ class Trainer:
                 self.ema.update()
                 self.distiller.after_student_update(step)
         optimizer.zero_grad(set_to_none=True)
+        return drawn
 
     def skip(self, turn: Turn, terms: Mapping[str, Tensor], step: int) -> None:
         """Count a non-finite step and name it; stop the run where there are too many."""

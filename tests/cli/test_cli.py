@@ -137,7 +137,7 @@ def test_empty_prompts_corrupt_parquet_and_unknown_family(
 
 def test_a_prediction_type_that_a_method_cannot_use(monkeypatch: pytest.MonkeyPatch, teacher: Path) -> None:
     import stepdistill as sd
-    from stepdistill.distillers.base import Requirements
+    from stepdistill.distillers.config import Requirements
 
     monkeypatch.setattr(sd.DMD2, "requires", Requirements(critic=True, predictions=("flow",)))
     with pytest.raises(sd.UserError, match="cannot use a teacher that predicts 'eps'"):

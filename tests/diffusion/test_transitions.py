@@ -7,6 +7,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from torch.distributions import Normal
 
+from stepdistill.diffusion.choices import Kernel
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.denoised import Denoised
 from stepdistill.diffusion.rng import RandomStream
@@ -15,7 +16,7 @@ from stepdistill.diffusion.sampler import StudentSampler
 from stepdistill.diffusion.schedules.base import NoiseSchedule
 from stepdistill.diffusion.schedules.families import FlowSchedule, VPSchedule, schedule_from_scheduler
 from stepdistill.diffusion.solver import ddim_step
-from stepdistill.diffusion.transitions import Kernel, Transition, log_ratio, transition
+from stepdistill.diffusion.transitions import Transition, log_ratio, transition
 from stepdistill.testing import GaussianTeacher
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

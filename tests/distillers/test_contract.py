@@ -12,7 +12,7 @@ from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.distillers import METHODS
 from stepdistill.distillers.base import Batch, Distiller, Pairs
-from stepdistill.testing import MLPDenoiser, tiny_pipeline
+from stepdistill.testing import MLPDenoiser, tiny_pipeline, turn_losses
 from stepdistill.testing.prompts import ComponentPrompts
 
 # One line for each method: the options under which the contract is checked.
@@ -62,10 +62,6 @@ def batch_of(distiller: Distiller, size: int = 2) -> Batch:
     return batch
 
 
-def compute(distiller: Distiller, turn: str, batch: Batch) -> Any:
-    return distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
-
-
 def perturb(distiller: Distiller) -> None:
     generator = torch.Generator().manual_seed(5)
     for parameters in distiller.players().values():
@@ -79,8 +75,7 @@ def test_turns_are_finite_and_reach_their_player_only(method: str, model: str) -
     distiller = build(method, model)
     perturb(distiller)
     players, batch = distiller.players(), batch_of(distiller)
-    for turn in distiller.turns(0):
-        losses = compute(distiller, turn, batch)
+    for turn, losses in turn_losses(distiller, batch):
         losses.backward()
         assert all(term.isfinite() for term in losses.terms.values())
         for name, parameters in players.items():
@@ -100,11 +95,7 @@ def test_the_same_seed_gives_the_same_losses(method: str) -> None:
         distiller = build(method, "sd")
         batch = batch_of(distiller)
         runs.append(
-            [
-                value.item()
-                for turn in distiller.turns(0)
-                for value in compute(distiller, turn, batch).terms.values()
-            ]
+            [value.item() for _, losses in turn_losses(distiller, batch) for value in losses.terms.values()]
         )
     assert runs[0] == runs[1]
 
@@ -117,9 +108,10 @@ def test_state_is_restored(method: str, model: str) -> None:
     state = {name: {k: v.clone() for k, v in tensors.items()} for name, tensors in trained.state().items()}
     fresh.load_state(state)
     assert set(state) == set(trained.networks())
-    for turn in trained.turns(0):
-        values = [compute(each, turn, batch_of(each)).total.item() for each in (trained, fresh)]
-        assert values[0] == values[1]
+    totals = [
+        [losses.total.item() for _, losses in turn_losses(each, batch_of(each))] for each in (trained, fresh)
+    ]
+    assert totals[0] == totals[1]
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -136,8 +128,7 @@ def test_a_student_is_neither_run_nor_trained_before_its_first_time(
 
     monkeypatch.setattr(Denoiser, "forward", forward)
     batch = batch_of(distiller)
-    for turn in distiller.turns(0):
-        compute(distiller, turn, batch)
+    assert list(turn_losses(distiller, batch))
     assert distiller.sampler().times[0] == pytest.approx(0.8, abs=1e-3)
     assert 0 < max(latest) <= 0.8 + 1e-3
 

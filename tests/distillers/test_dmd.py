@@ -12,8 +12,7 @@ import stepdistill as sd
 from stepdistill.critics import perceptual
 from stepdistill.data.source import data_from_prompts
 from stepdistill.distillers.base import Batch, Distiller, Pairs
-from stepdistill.distillers.distribution.dmd import DMDConfig
-from stepdistill.distillers.distribution.dmd2 import DMD2Config
+from stepdistill.distillers.distribution.config import DMD2Config, DMDConfig
 from stepdistill.errors import UserError
 from stepdistill.testing import AffineDenoiser, GaussianTeacher, tiny_pipeline, train_toy
 
@@ -51,15 +50,17 @@ def test_the_matching_half_is_dmd2_in_one_step() -> None:
     new = tiny(sd.DMD2, DMD2Config(num_steps=1, guidance_scale=3.0, student_every=1))
     batches = batch_of(old), batch_of(new)
     pairs = zip((old, new), batches, strict=True)
-    first, second = (each.student_step(batch).terms["dm"] for each, batch in pairs)
-    assert first > 0
-    torch.testing.assert_close(first, second, rtol=1e-4, atol=0)
-    assert batches[0].samples is not None
-    torch.testing.assert_close(batches[0].samples, batches[1].samples, rtol=1e-4, atol=1e-5)
-    first, second = (
-        each.critic_step(batch).terms["fake_score"] for each, batch in zip((old, new), batches, strict=True)
-    )
-    torch.testing.assert_close(first, second, rtol=1e-4, atol=0)
+    first, second = (each.student_step(batch) for each, batch in pairs)
+    assert first.terms["dm"] > 0
+    torch.testing.assert_close(first.terms["dm"], second.terms["dm"], rtol=1e-4, atol=0)
+    assert first.samples is not None
+    assert second.samples is not None
+    torch.testing.assert_close(first.samples.x0, second.samples.x0, rtol=1e-4, atol=1e-5)
+    fitted = [
+        each.critic_step(batch, losses.samples).terms["fake_score"]
+        for each, batch, losses in zip((old, new), batches, (first, second), strict=True)
+    ]
+    torch.testing.assert_close(*fitted, rtol=1e-4, atol=0)
 
 
 def test_with_several_steps_the_first_is_regressed_and_the_others_are_dmd2s() -> None:
@@ -153,7 +154,8 @@ def test_golden_first_losses() -> None:
     teacher = sd.load_teacher(tiny_pipeline("sd"))
     distiller = sd.DMD(teacher, DMDConfig(guidance_scale=3.0, **EXACT), roles=sd.Roles(rank=4))
     batch = batch_of(distiller)
-    losses = distiller.student_step(batch).terms | distiller.critic_step(batch).terms
+    student = distiller.student_step(batch)
+    losses = student.terms | distiller.critic_step(batch, student.samples).terms
     assert {name: value.item() for name, value in losses.items()} == pytest.approx(GOLDEN, rel=1e-4)
 
 

@@ -12,7 +12,7 @@ from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.rollout import sample
 from stepdistill.diffusion.schedules.base import per_sample
 from stepdistill.distillers.base import Batch, Distiller, PerTime
-from stepdistill.distillers.consistency.lcm import LCMConfig
+from stepdistill.distillers.consistency.config import LCMConfig
 from stepdistill.errors import UserError
 from stepdistill.testing import (
     BulkStream,
@@ -126,7 +126,7 @@ def test_stages_of_hyper_sd_follow_each_other() -> None:
 )
 def test_what_the_segments_make_of_it_is_credited(segments: tuple[int, ...], name: str) -> None:
     distiller = sd.LCM(GaussianTeacher(1.0, 0.5), LCMConfig(segments=segments, num_steps=segments[-1]))
-    assert distiller.publication.name == name
+    assert distiller.credit[0] == name
 
 
 def test_scale_one_is_no_guidance() -> None:
@@ -218,11 +218,12 @@ def test_wrong_settings_say_the_fix() -> None:
     for options, words in [
         ({"solver_steps": 50, "num_steps": 4}, "multiple of num_steps=4"),
         ({"segments": (8,), "num_steps": 4}, r"num_steps=8"),
-        ({"guidance_range": (5.0, 2.0)}, "lowest, highest"),
         ({"embed_guidance": True}, "embed_guidance=false"),
     ]:
         with pytest.raises(UserError, match=words):
             sd.LCM(teacher, LCMConfig(**options))
+    with pytest.raises(ValueError, match="lowest, highest"):
+        LCMConfig(guidance_range=(5.0, 2.0))
     shared = sd.load_teacher(tiny_pipeline("sd"))
     with pytest.raises(UserError, match=r"roles\.mode=full"):
         sd.LCM(shared, LCMConfig(embed_guidance=True), roles=sd.Roles(rank=2))

@@ -10,11 +10,13 @@ import torch
 import stepdistill as sd
 from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.pipeline import PipelineDenoiser
-from stepdistill.diffusion.rollout import backward_simulation, sample
+from stepdistill.diffusion.rollout import Samples, backward_simulation, sample
 from stepdistill.diffusion.sampler import StudentSampler
+from stepdistill.diffusion.times import ShiftedUniform
 from stepdistill.distillers.base import Batch, Distiller
-from stepdistill.distillers.distribution.dmd2 import DMD2Config
-from stepdistill.distillers.distribution.phased_dmd import PhasedDMDConfig
+from stepdistill.distillers.distribution import matching
+from stepdistill.distillers.distribution.config import DMD2Config, PhasedDMDConfig
+from stepdistill.distillers.distribution.phased_dmd import subinterval_weight
 from stepdistill.errors import UserError
 from stepdistill.export.contract import read_contract
 from stepdistill.export.gate import trainer_images
@@ -24,6 +26,7 @@ from stepdistill.testing import (
     GaussianDenoiser,
     GaussianTeacher,
     tiny_pipeline,
+    turn_losses,
 )
 
 
@@ -59,8 +62,7 @@ def test_one_phase_is_dmd2(family: str, rollout: str) -> None:
     for distiller in (phased, plain):
         perturb(distiller)
         batch, losses, grads = batch_of(distiller), {}, []
-        for turn in ("student", "critic"):
-            each = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+        for turn, each in turn_losses(distiller, batch):
             each.backward()
             losses |= {name: term.item() for name, term in each.terms.items()}
             grads += [p.grad.clone() for p in distiller.players()[turn] if p.grad is not None]
@@ -73,7 +75,7 @@ def test_one_phase_is_dmd2(family: str, rollout: str) -> None:
 def test_phases_split_the_grid_and_hand_over() -> None:
     distiller = tiny(num_steps=6, num_phases=3)
     times = distiller.sampler().times
-    assert distiller.edges == (times[2], times[4], 0.0)
+    assert distiller.ends == (times[2], times[4], 0.0)
     owners = [distiller.experts.index(distiller.student.at(t)) for t in times]
     assert owners == [0, 0, 1, 1, 2, 2]
     with pytest.raises(UserError, match=r"method\.num_steps"):
@@ -128,7 +130,7 @@ def test_a_fake_score_of_one_phase_learns_the_law_of_the_data() -> None:
     teacher = GaussianTeacher(torch.full((4,), 1.0), 0.5)
     config = PhasedDMDConfig(num_steps=2, guidance_scale=1.0, student_every=1)
     distiller = sd.PhasedDMD(teacher, config)
-    assert distiller.edges == (0.5, 0.0)
+    assert distiller.ends == (0.5, 0.0)
     size, steps = 512, 300
     fake = distiller.fake_scores[0]
     assert isinstance(fake, GaussianDenoiser)
@@ -141,35 +143,41 @@ def test_a_fake_score_of_one_phase_learns_the_law_of_the_data() -> None:
         rng = BulkStream(0, 2 * step, tuple(range(size)))  # even iterations belong to the first phase
         x0 = 1.0 + 0.5 * rng.normal("data", (4,))
         x_s = 0.5 * x0 + 0.5 * rng.normal("data_eps", (4,))
-        batch = Batch(cond, uncond, rng, 2 * step, (4,), samples=x_s)
+        batch = Batch(cond, uncond, rng, 2 * step, (4,))
         optimizer.zero_grad()
-        distiller.critic_step(batch).backward()
+        distiller.critic_step(batch, Samples(x_s, 0.5, x0, x_s, 1.0, exit_step=0)).backward()
         optimizer.step()
     assert fake.mean.mean().item() == pytest.approx(1.0, abs=0.03)
     assert fake.log_std.exp().mean().item() == pytest.approx(0.5, abs=0.04)
 
 
-def test_times_keep_above_the_edge_and_weights_are_bounded() -> None:
-    distiller = tiny(num_steps=2, renoise_shift=3.0, student_every=1, edge_margin=0.001)
-    edge = distiller.edges[0]
-    rng = BulkStream(0, 0, tuple(range(4000)))
+def test_times_keep_above_the_end_of_the_phase_and_weights_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(matching, "MARGIN_ABOVE_S", 0.001)
+    distiller = tiny(num_steps=2, renoise_shift=3.0, student_every=1)
+    end, schedule = distiller.ends[0], distiller.teacher.schedule
     x = torch.zeros(4000, 1)
-    compared = distiller.renoise(x, rng)[1]
-    learnt = distiller.denoising_task(x, "eps", rng)[1]
+    samples = Samples(x, end, x, x, 1.0, exit_step=0)
+
+    def times(law: ShiftedUniform, name: str) -> torch.Tensor:
+        rng = BulkStream(0, 0, tuple(range(4000)))
+        return matching.renoise(schedule, samples, law, rng, t_name=name, eps_name="eps")[1]
+
+    compared, learnt = times(distiller.times, "renoise_t"), times(distiller.critic_times, "t")
     for t in (compared, learnt):
-        assert edge + 0.0009 < t.min() < edge + 0.01
+        assert end + 0.0009 < t.min() < end + 0.01
         assert t.max() > 0.97
-    weight = distiller.critic_weight(learnt, step=0)
-    a, g = distiller.teacher.schedule.transition(torch.full_like(learnt, edge), learnt)
-    gain = (distiller.teacher.schedule.sigma(learnt) / g) ** 2
+    weight = subinterval_weight(schedule, end, learnt)
+    a, g = schedule.transition(torch.full_like(learnt, end), learnt)
+    gain = (schedule.sigma(learnt) / g) ** 2
     assert (weight * gain).max() <= 10.001
     assert weight.max() <= 1
     assert weight.min() < 1
     assert a.max() < 1
-    assert torch.equal(distiller.critic_weight(learnt, step=1), torch.ones(4000))
-    shifted = tiny(num_steps=2, critic_shift=3.0, student_every=1, edge_margin=0.001)
-    later = shifted.denoising_task(x, "eps", rng)[1]
-    assert edge + 0.0009 < later.min() < edge + 0.01
+    assert torch.equal(subinterval_weight(schedule, 0.0, learnt), torch.ones(4000))
+    later = times(tiny(num_steps=2, critic_shift=3.0, student_every=1).critic_times, "t")
+    assert end + 0.0009 < later.min() < end + 0.01
     assert later.median() > learnt.median() + 0.05
 
 
@@ -183,8 +191,7 @@ def test_two_experts_reach_the_teacher() -> None:
     cond, uncond = teacher.encode(["x"]).expand(size), teacher.uncond(1).expand(size)
     for step in range(steps):
         batch = Batch(cond, uncond, BulkStream(0, step, tuple(range(size))), step, (16,))
-        for turn in distiller.turns(step):
-            losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
+        for turn, losses in turn_losses(distiller, batch):
             losses.backward()
             for group in optimizers[turn].param_groups:
                 group["lr"] = (1e-2 if turn == "student" else 5e-2) * (1 - step / steps)
@@ -277,7 +284,8 @@ def test_golden_first_losses() -> None:
     for step in (0, 5):
         distiller = tiny()
         batch = batch_of(distiller, step=step)
-        losses = distiller.student_step(batch).terms | distiller.critic_step(batch).terms
+        student = distiller.student_step(batch)
+        losses = student.terms | distiller.critic_step(batch, student.samples).terms
         found |= {f"{step}.{name}": value.item() for name, value in losses.items()}
     assert found == pytest.approx(GOLDEN, rel=1e-4)
 

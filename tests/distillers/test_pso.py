@@ -19,7 +19,7 @@ from stepdistill.diffusion.schedules.families import FlowSchedule
 from stepdistill.diffusion.transitions import Transition, log_ratio
 from stepdistill.distillers.base import Batch, Distiller
 from stepdistill.distillers.preference import pso
-from stepdistill.distillers.preference.pso import PSOConfig
+from stepdistill.distillers.preference.config import PSOConfig
 from stepdistill.errors import UserError
 from stepdistill.losses.preference import clip_log_ratio, logistic_preference
 from stepdistill.testing import BulkStream, GaussianTeacher, tiny_pipeline

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,8 +12,7 @@ from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.distillers.base import Batch, Distiller
 from stepdistill.distillers.consistency import sana_sprint
-from stepdistill.distillers.consistency.sana_sprint import SANASprintConfig
-from stepdistill.distillers.consistency.scm import SCMConfig
+from stepdistill.distillers.consistency.config import SANASprintConfig, SCMConfig
 from stepdistill.errors import UserError
 from stepdistill.testing import MixtureTeacher, MLPDenoiser, fit, tiny_pipeline, train_toy
 
@@ -118,15 +119,14 @@ def test_the_critics_judge_the_students_samples_of_this_iteration() -> None:
     distiller = sd.SANASprint(teacher, SANASprintConfig(), roles=sd.Roles(rank=2))
     assert tuple(distiller.turns(0)) == ("student", "critic")
     batch = tiny_batch(distiller)
-    distiller.student_step(batch)
-    samples = batch.samples
-    losses = distiller.critic_step(batch)
-    assert batch.samples is samples
+    samples = distiller.student_step(batch).samples
     assert samples is not None
-    assert not samples.requires_grad
+    assert not samples.x0.requires_grad
+    losses = distiller.critic_step(batch, samples)
     losses.backward()
     assert all(p.grad is None for p in distiller.student.trainable_parameters())
-    batch.samples = None
+    moved = replace(samples, x0=samples.x0 + 1)
+    assert distiller.critic_step(batch, moved).total.item() != losses.total.item()
     assert distiller.critic_step(batch).total.isfinite()
 
 
@@ -144,7 +144,7 @@ def test_an_untrained_head_pays_two_for_a_hinge() -> None:
 
 def test_a_partial_choice_of_adversarial_options_keeps_the_methods_own() -> None:
     config = SANASprintConfig(gan={"student_weight": 0.1})
-    assert (config.gan.loss, config.gan.features) == ("hinge", "teacher")
+    assert (config.gan.critic_weight, config.gan.features) == (0.5, "teacher")
     teacher = sd.load_teacher(tiny_pipeline("sd"))
     with pytest.raises(UserError, match="features=teacher"):
         sd.SANASprint(teacher, SANASprintConfig(gan={"features": "fake_score"}), roles=sd.Roles(rank=2))
@@ -183,7 +183,8 @@ def test_golden_first_losses() -> None:
     config = SANASprintConfig(guidance_range=(2.0, 6.0))
     distiller = sd.SANASprint(teacher, config, roles=sd.Roles(rank=4))
     batch = tiny_batch(distiller)
-    losses = distiller.student_step(batch).terms | distiller.critic_step(batch).terms
+    student = distiller.student_step(batch)
+    losses = student.terms | distiller.critic_step(batch, student.samples).terms
     assert {name: value.item() for name, value in losses.items()} == pytest.approx(GOLDEN, rel=1e-4)
 
 

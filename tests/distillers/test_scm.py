@@ -11,13 +11,14 @@ import torch
 import stepdistill as sd
 from stepdistill.data.source import data_from_prompts
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.choices import Differentiation
 from stepdistill.diffusion.conditioning import Conditioning
-from stepdistill.diffusion.derivative import Differentiation, directional_derivative
+from stepdistill.diffusion.derivative import directional_derivative
 from stepdistill.diffusion.guidance import Guidance
 from stepdistill.diffusion.schedules.base import NoiseSchedule, per_sample
 from stepdistill.diffusion.trigflow import noise_direction, trig_field, trig_level, trig_state, trig_x0
 from stepdistill.distillers.base import Batch, Distiller, PerTime
-from stepdistill.distillers.consistency.scm import SCMConfig
+from stepdistill.distillers.consistency.config import SCMConfig
 from stepdistill.losses.consistency import consistency_tangent, tangent_loss
 from stepdistill.testing import (
     GaussianTeacher,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -11,10 +13,12 @@ from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.guidance import guide
 from stepdistill.diffusion.schedules.base import per_sample
 from stepdistill.distillers.base import Batch, Distiller
-from stepdistill.distillers.distribution.swiftbrush import SwiftBrushConfig, merge_weights
+from stepdistill.distillers.distribution.config import SwiftBrushConfig
+from stepdistill.distillers.distribution.matching import Scores
+from stepdistill.distillers.distribution.swiftbrush import merge_weights, vsd_gradient
+from stepdistill.distillers.turn import PerTime
 from stepdistill.errors import UserError
-from stepdistill.losses.score import score_difference
-from stepdistill.testing import AffineDenoiser, GaussianTeacher, tiny_pipeline, train_toy
+from stepdistill.testing import AffineDenoiser, GaussianTeacher, tiny_pipeline, train_toy, turn_losses
 from stepdistill.testing.toys import gaussian_posterior
 
 
@@ -43,10 +47,10 @@ def test_the_gradient_is_sigma_squared_times_the_difference_of_eps(family: str) 
     x0, real, fake = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.3, 0.8])
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    fake_less_real = score_difference(real, fake, alpha, sigma, space="eps")
-    torch.testing.assert_close(
-        distiller.gradient(x0, real, fake, t), -per_sample(sigma**2, x0) * fake_less_real
-    )
+    found = vsd_gradient(schedule, Scores(real, fake, t))
+    # At one x_t the difference in eps is -(alpha / sigma) times that in x0.
+    eps_difference = per_sample(alpha / sigma, x0) * (fake - real)  # eps_real - eps_fake
+    torch.testing.assert_close(found, per_sample(sigma**2, x0) * eps_difference)
 
 
 def test_random_guidance_within_one_point_is_swiftbrush() -> None:
@@ -61,7 +65,9 @@ def test_random_guidance_within_one_point_is_swiftbrush() -> None:
 
 def test_random_scales_stay_in_their_interval() -> None:
     distiller = tiny(guidance_scale=2.0, guidance_scale_max=6.0)
-    scales = distiller.guidance(batch_of(distiller, 64)).scale
+    guidance, fake_guidance = distiller.guidances(batch_of(distiller, 64))
+    scales = guidance.scale
+    assert fake_guidance is guidance
     assert isinstance(scales, torch.Tensor)
     assert 2 <= scales.min() < 3
     assert 5 < scales.max() <= 6
@@ -70,13 +76,14 @@ def test_random_scales_stay_in_their_interval() -> None:
 def test_domain_weights_are_two_guidance_scales() -> None:
     """DSD: a (cond - fake) + b (cond - uncond) is a times SwiftBrush with scales 1 + b / a and 1."""
     a, b = 0.5, 1.5
-    cond, uncond, fake, x0 = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    cond, uncond, fake = torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(0))
     teacher = GaussianTeacher(torch.zeros(5), 1.0)
     distiller = sd.SwiftBrush(teacher, SwiftBrushConfig(guidance_scale=1 + b / a, fake_guidance_scale=1.0))
     t = torch.full((3,), 0.4)
-    guidance = distiller.guidance(batch_of(distiller))
-    assert distiller.fake_guidance(batch_of(distiller)).is_off
-    found = a * distiller.gradient(x0, guide(cond, uncond, guidance.scale), fake, t)
+    guidance, fake_guidance = distiller.guidances(batch_of(distiller))
+    assert fake_guidance.is_off
+    scores = Scores(guide(cond, uncond, guidance.scale), fake, t)
+    found = a * vsd_gradient(teacher.schedule, scores)
     direct = (a * (cond - fake) + b * (cond - uncond)) * -0.6 * 0.4
     torch.testing.assert_close(found, direct)
 
@@ -91,7 +98,7 @@ def test_entropy_weight_shrinks_the_stationary_variance(entropy: float) -> None:
     )
     alpha, sigma = 0.7, 0.3
     stationary = (entropy * (alpha**2 * std**2 + sigma**2) - sigma**2) / alpha**2
-    fake_scale = distiller.fake_guidance(batch_of(distiller)).scale
+    fake_scale = distiller.guidances(batch_of(distiller))[1].scale
     generator = torch.Generator().manual_seed(0)
     unit, eps = torch.randn(2, len(t), 1, generator=generator)
 
@@ -102,7 +109,7 @@ def test_entropy_weight_shrinks_the_stationary_variance(entropy: float) -> None:
         real = gaussian_posterior(x_t, *levels, zero, torch.tensor([std]))[0]
         uncond = gaussian_posterior(x_t, *levels, zero, torch.tensor([variance**0.5]))[0]
         fake = guide(x0, uncond, fake_scale)  # the estimate given the sample is the sample
-        return (distiller.gradient(x0, real, fake, t) * x0).mean().item()
+        return (vsd_gradient(distiller.teacher.schedule, Scores(real, fake, t)) * x0).mean().item()
 
     assert pull(stationary) == pytest.approx(0.0, abs=5e-4)
     assert pull(1.3 * stationary) > 1e-3  # a descent step along +g shrinks what is too wide
@@ -120,13 +127,16 @@ def test_affine_student_reaches_the_teacher() -> None:
     assert student.gain.abs().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
-def test_dropped_prompts_are_the_fake_scores_alone() -> None:
-    distiller = tiny(prompt_dropout=1.0)
-    batch = batch_of(distiller)
-    told = distiller.critic_cond(batch, batch.rng)
-    assert torch.equal(told["tokens"], batch.uncond["tokens"])
-    kept = tiny(prompt_dropout=0.0).critic_cond(batch, batch.rng)
-    assert torch.equal(kept["tokens"], batch.cond["tokens"])
+def test_dropped_prompts_are_the_fake_scores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dropout in (0.0, 1.0):
+        distiller = tiny(prompt_dropout=dropout)
+        batch = batch_of(distiller)
+        calls = Mock(side_effect=distiller.fake_score.forward_network)
+        monkeypatch.setattr(distiller.fake_score, "forward_network", calls)
+        assert list(turn_losses(distiller, batch))
+        compared, fitted = (call.args[2]["tokens"] for call in calls.call_args_list)
+        assert torch.equal(compared[: len(batch.cond)], batch.cond["tokens"])
+        assert torch.equal(fitted, (batch.uncond if dropout else batch.cond)["tokens"])
     first = Conditioning.where(torch.tensor([True, False]), batch.uncond, batch.cond)["tokens"]
     assert torch.equal(first[0], batch.uncond["tokens"][0])
     assert torch.equal(first[1], batch.cond["tokens"][1])
@@ -136,7 +146,7 @@ def test_critic_error_weighs_alpha_squared() -> None:
     distiller = tiny(prompt_dropout=0.0)
     losses = distiller.critic_step(batch_of(distiller))
     curve = losses.logs["fake_score"]
-    assert isinstance(curve, sd.distillers.base.PerTime)
+    assert isinstance(curve, PerTime)
     alpha = distiller.teacher.schedule.alpha(curve.t)
     assert losses.terms["fake_score"].item() == pytest.approx((alpha**2 * curve.values).mean().item())
 
@@ -204,7 +214,8 @@ def test_golden_first_losses() -> None:
     """A refactor must not move a number unseen."""
     distiller = tiny(fake_guidance_scale=1.0)
     batch = batch_of(distiller)
-    losses = distiller.student_step(batch).terms | distiller.critic_step(batch).terms
+    student = distiller.student_step(batch)
+    losses = student.terms | distiller.critic_step(batch, student.samples).terms
     assert {name: value.item() for name, value in losses.items()} == pytest.approx(GOLDEN, rel=1e-4)
 
 

@@ -4,13 +4,11 @@ import pytest
 import torch
 
 from stepdistill.losses.adversarial import (
-    approximate_r1,
     hinge_discriminator,
     hinge_generator,
     non_saturating_discriminator,
     non_saturating_generator,
     r1_penalty,
-    relativistic_generator,
 )
 
 
@@ -64,7 +62,6 @@ def test_values_at_an_undecided_discriminator():
     assert non_saturating_generator(zero).item() == pytest.approx(math.log(2))
     assert non_saturating_discriminator(zero, zero).item() == pytest.approx(2 * math.log(2))
     assert hinge_discriminator(zero, zero).item() == 2.0
-    assert relativistic_generator(torch.ones(4), torch.ones(4)).item() == pytest.approx(math.log(2))
 
 
 def test_hinge_is_flat_beyond_the_margin():
@@ -109,21 +106,3 @@ def test_r1_over_several_features_is_the_sum_and_patch_logits_are_averaged():
     torch.testing.assert_close(both, 0.5 * (4 * x.square().sum(1).mean() + 3))
     patches = torch.stack([x.sum(1), 3 * x.sum(1)], dim=1)
     torch.testing.assert_close(r1_penalty(patches, x), 0.5 * torch.tensor(4.0 * 3))
-
-
-def test_approximate_r1_agrees_with_r1_in_the_mean():
-    generator = torch.Generator().manual_seed(0)
-    x = (
-        torch.randn(1, 3, generator=generator, dtype=torch.float64)
-        .expand(100_000, 3)
-        .clone()
-        .requires_grad_()
-    )
-    noise = torch.randn(100_000, 3, generator=generator, dtype=torch.float64)
-
-    def discriminator(x):
-        return torch.sin(x).sum(1) + 0.5 * x.square().sum(1)
-
-    exact = r1_penalty(discriminator(x), x, gamma=2.0)
-    estimate = approximate_r1(discriminator(x), discriminator(x + 0.01 * noise), std=0.01, gamma=2.0)
-    assert estimate.item() == pytest.approx(exact.item(), rel=0.02)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import stepdistill as sd
-from stepdistill.distillers.distribution.phased_dmd import PhasedDMD, PhasedDMDConfig
+from stepdistill.distillers.distribution.config import PhasedDMDConfig
+from stepdistill.distillers.distribution.phased_dmd import PhasedDMD
 from stepdistill.testing import tiny_pipeline
 from stepdistill.training import parallel
 from stepdistill.training.parallel import average_gradients

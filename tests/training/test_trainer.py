@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import stepdistill as sd
+from stepdistill.diffusion.rollout import Samples
 from stepdistill.distillers.base import Batch, Losses
-from stepdistill.distillers.distribution.dmd2 import DMD2Config
+from stepdistill.distillers.distribution.config import DMD2Config
 from stepdistill.errors import UserError
 from stepdistill.testing import tiny_pipeline
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -53,10 +54,10 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
         pass
 
     class StopsAtTwo(sd.DMD2):
-        def critic_step(self, batch: Batch) -> Losses:
+        def critic_step(self, batch: Batch, samples: Samples | None = None) -> Losses:
             if batch.step == 3:
                 raise StoppedError
-            return super().critic_step(batch)
+            return super().critic_step(batch, samples)
 
     first = build(tmp_path / "parts", StopsAtTwo, checkpointing_steps=2)
     with pytest.raises(StoppedError):
@@ -92,10 +93,10 @@ def test_checkpointed_blocks_are_recomputed_with_the_same_attention_in_bf16(tmp_
 
 def test_a_signal_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path) -> None:
     class Interrupted(sd.DMD2):
-        def critic_step(self, batch: Batch) -> Losses:
+        def critic_step(self, batch: Batch, samples: Samples | None = None) -> Losses:
             if batch.step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return super().critic_step(batch)
+            return super().critic_step(batch, samples)
 
     with pytest.raises(RunInterruptedError, match="step 2"):
         build(tmp_path / "run", Interrupted).fit()
@@ -110,8 +111,8 @@ def test_a_signal_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path) -
 
 
 class NotFinite(sd.DMD2):
-    def critic_step(self, batch: Batch) -> Losses:
-        losses = super().critic_step(batch)
+    def critic_step(self, batch: Batch, samples: Samples | None = None) -> Losses:
+        losses = super().critic_step(batch, samples)
         losses.terms["fake_score"] = losses.terms["fake_score"] * float("nan")
         return losses
 

@@ -1,23 +1,21 @@
-"""Two ways to the likelihood ratio of a few-step student: by its own transitions, or by its denoising errors.
+"""Likelihood ratios of a few-step student: from its transitions, or from its denoising errors.
 
-A sampler that renoises is a Gaussian Markov chain, so its transitions have exact densities. Where it is deterministic, or only clean
-samples are at hand, the difference of two networks' denoising errors stands for the ratio (https://arxiv.org/abs/2311.12908).
+A sampler that renoises is a Gaussian Markov chain, so its transitions have exact densities. For a deterministic sampler, or if only
+clean samples are available, the difference of two networks' denoising errors approximates the log ratio
+(Diffusion-DPO, https://arxiv.org/abs/2311.12908, eq. 14).
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from stepdistill.denoisers.base import Denoiser
+from stepdistill.diffusion.choices import Kernel, Reduction
 from stepdistill.diffusion.conditioning import Conditioning
-from stepdistill.diffusion.transitions import Kernel, Reduction, log_ratio, transition
+from stepdistill.diffusion.transitions import log_ratio, transition
+from stepdistill.distillers.preference.config import ErrorWeight
 from stepdistill.losses.score import denoising_error
 from stepdistill.typing import Latents, Times
-
-ErrorWeight = Literal["inverse_variance", "snr"]
-"""inverse_variance: the error of x0 over sigma^2, that of v (VP) or of the flow. snr: alpha^2 times that, the error of eps."""
 
 
 def transition_log_ratio(
@@ -34,11 +32,11 @@ def transition_log_ratio(
 
     Args:
         student: the policy.
-        reference: what it is measured against; called first, so that the student is the last to have run.
-        states: x_t and x_s.
+        reference: the frozen policy; called first, so that the student's adapter stays active.
+        states: x_t and x_s, (B, *shape) each.
         times: t and s.
-        cond: the conditioning of both.
-        kernel: of the sampler.
+        cond: conditioning of both networks.
+        kernel: the sampler's transition kernel.
         reduction: over the elements of a sample.
     """
     x_t, x_s = states

@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from pydantic import ValidationError
 
-from stepdistill.critics.reward import Reward, RewardConfig
+from stepdistill.critics.config import RewardConfig
+from stepdistill.critics.reward import Reward
 from stepdistill.errors import UserError
 from stepdistill.metrics.scorers.named_scorers import load_scorer
 from stepdistill.metrics.scorers.prompt_scorers import CallableScorer, NetworkScorer

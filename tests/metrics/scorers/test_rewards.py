@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import CLIPConfig, CLIPModel
 
-from stepdistill.critics.reward import RewardConfig
+from stepdistill.critics.config import RewardConfig
 from stepdistill.data.emoji import EmojiWorld
 from stepdistill.errors import UserError
 from stepdistill.metrics.networks.extractors import emoji_clip
