@@ -32,8 +32,8 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 class Distiller(ABC):
     """A distillation method.
 
-    A method states `paper`, `requires`, `status`, `passes` and `Config`, and defines `setup` (its parts beside the student),
-    `student_step` and, where it trains critics, `critic_step`.
+    A method states `paper`, `requires`, `status`, `Config` and `passes` (network passes per sample and iteration at its default
+    options), and defines `setup` (its parts beside the student), `student_step` and, if it trains critics, `critic_step`.
 
     Args:
         teacher: the frozen network.
@@ -52,7 +52,7 @@ class Distiller(ABC):
     paper: ClassVar[str]
     requires: ClassVar[Requirements] = Requirements()
     status: ClassVar[Literal["verified", "toy", "untested"]] = "untested"
-    passes: ClassVar[Mapping[Turn, str]] = {}
+    passes: ClassVar[float]
     Config: ClassVar[type[DistillerConfig]] = DistillerConfig
     config: Any  # an instance of `Config`, narrowed by each method
     is_flow_map: bool = False

@@ -15,8 +15,7 @@ def method_table() -> list[dict[str, Any]]:
 
     Returns:
         Rows of `name` (in recipes), `class`, `paper`, `family`, `requires` (list of words), `status`, `summary` (the first line of
-        the class's docstring), `steps` (default number) and `passes` (network passes of one sample per turn, by player; n is the
-        number of steps, r TBCM's `route_points`).
+        the class's docstring), `steps` (default number) and `passes` (network passes per sample and iteration at the default options).
     """
     return [_row(name, entry.method) for name, entry in ENTRIES.items()]
 
@@ -34,7 +33,7 @@ def _row(name: str, place: str) -> dict[str, Any]:
         "status": constants.get("status", "untested"),
         "summary": (ast.get_docstring(definition) or "").split("\n")[0].rstrip("."),
         "steps": options_of(name).model_fields["num_steps"].default,
-        "passes": constants.get("passes", {}),
+        "passes": constants["passes"],
     }
 
 
@@ -53,6 +52,6 @@ def class_constants(definition: ast.ClassDef) -> dict[str, Any]:
         if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Requirements":
             keywords = {word.arg or "": ast.literal_eval(word.value) for word in node.value.keywords}
             constants[node.targets[0].id] = Requirements(**keywords)
-        elif isinstance(node.value, (ast.Constant, ast.Dict)):
+        elif isinstance(node.value, ast.Constant):
             constants[node.targets[0].id] = ast.literal_eval(node.value)
     return constants

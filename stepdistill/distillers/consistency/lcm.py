@@ -42,7 +42,7 @@ class LCM(Distiller):
     paper = "https://arxiv.org/abs/2310.04378"
     requires = Requirements(latents=True)
     status = "verified"
-    passes = {"student": "4"}
+    passes = 4.0
     Config = LCMConfig
     config: LCMConfig
 

@@ -38,7 +38,7 @@ class SANASprint(SCM):
     paper = "https://arxiv.org/abs/2503.09641"
     requires = Requirements(latents=True, critic=True)
     status = "verified"
-    passes = {"student": "6", "critic": "2"}
+    passes = 8.0
     Config = SANASprintConfig
     config: SANASprintConfig
 

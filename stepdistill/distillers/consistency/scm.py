@@ -40,7 +40,7 @@ class SCM(Distiller):
     paper = "https://arxiv.org/abs/2410.11081"
     requires = Requirements(latents=True)
     status = "verified"
-    passes = {"student": "4"}
+    passes = 4.0
     is_flow_map = True
     Config = SCMConfig
     config: Any  # an SCMConfig, narrowed by SANA-Sprint and TBCM

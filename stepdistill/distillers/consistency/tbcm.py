@@ -37,7 +37,7 @@ class TBCM(SCM):
     paper = "https://arxiv.org/abs/2511.20410"
     requires = Requirements()
     status = "verified"
-    passes = {"student": "2 r + 2 (r - 1)"}
+    passes = 62.0
     Config = TBCMConfig
     config: TBCMConfig
 

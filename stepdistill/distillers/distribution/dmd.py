@@ -36,7 +36,7 @@ class DMD(DistributionMatching):
     paper = "https://arxiv.org/abs/2311.18828"
     requires = Requirements(critic=True, pairs=True)
     status = "verified"
-    passes = {"student": "5", "critic": "2"}
+    passes = 6.0
     Config = DMDConfig
     config: DMDConfig
 

@@ -44,7 +44,7 @@ class PhasedDMD(DistributionMatching):
     paper = "https://arxiv.org/abs/2510.27684"
     requires = Requirements(critic=True)
     status = "verified"
-    passes = {"student": "(n + 1) / 2 + 3", "critic": "(n + 1) / 2 + 1"}
+    passes = 4.1
     Config = PhasedDMDConfig
     config: PhasedDMDConfig
 
