@@ -93,10 +93,22 @@ class FrechetDistance(Accumulator):
     ) -> None:
         super().__init__()
         self.extractor, self.reference = extractor, reference
-        num_features = _num_features(extractor, num_features, reference)
+        if isinstance(extractor, FeatureNetwork):
+            num_features = extractor.num_features if num_features is None else num_features
+            if reference is not None:
+                reference.require(extractor.protocol())
         if reference is not None:
-            _check_reference(reference, extractor, num_features)
+            num_features = len(reference.mean) if num_features is None else num_features
+            if len(reference.mean) != num_features:
+                raise UserError(
+                    f"the reference has {len(reference.mean)} features and the feature network {num_features}: use a "
+                    "reference computed with this network"
+                )
             shift = reference.mean if shift is None else shift
+        if num_features is None:
+            raise ValueError(
+                "FrechetDistance needs num_features=... unless the extractor is a FeatureNetwork"
+            )
         shift = 0.0 if shift is None else shift
         self.shift = torch.as_tensor(shift, dtype=torch.float64).expand(num_features)
         for side in ("fake",) if reference is not None else ("real", "fake"):
@@ -129,7 +141,7 @@ class FrechetDistance(Accumulator):
         return torch.tensor(frechet_distance(*moments), dtype=torch.float64)
 
     def stats(self, *, real: bool) -> FeatureStats:
-        """Return a copy of this rank's statistics of one side, to save or merge."""
+        """Return a copy of this rank's statistics of one side, for a `ReferenceStats` or to merge."""
         stats = self._stats("real" if real else "fake")
         return FeatureStats(stats.shift, stats.total.clone(), stats.outer.clone(), stats.n)
 
@@ -220,23 +232,3 @@ class CMMD(FeatureSets):
 
 def _features(extractor: Extractor | None, images: ImagesOrPictures) -> Tensor:
     return cast(Tensor, images) if extractor is None else extractor(cast(Tensor, images))
-
-
-def _num_features(extractor: Extractor | None, given: int | None, reference: ReferenceStats | None) -> int:
-    if given is not None:
-        return given
-    if isinstance(extractor, FeatureNetwork):
-        return extractor.num_features
-    if reference is not None:
-        return len(reference.mean)
-    raise ValueError("FrechetDistance needs num_features=... unless the extractor is a FeatureNetwork")
-
-
-def _check_reference(reference: ReferenceStats, extractor: Extractor | None, num_features: int) -> None:
-    if isinstance(extractor, FeatureNetwork):
-        reference.require(extractor.protocol())
-    if len(reference.mean) != num_features:
-        raise UserError(
-            f"the reference has {len(reference.mean)} features and the feature network {num_features}: use a reference "
-            "computed with this network"
-        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -170,14 +170,12 @@ def kernel_distance_of_subsets(
     num_subsets: int = 100,
     subset_size: int = 1000,
     seed: int = 0,
-    degree: int = 3,
-    gamma: float | None = None,
-    coef: float = 1.0,
+    **kernel: Any,
 ) -> SubsetEstimate:
     """KID as published by clean-fid and torch-fidelity: `kernel_distance` averaged over 100 random subsets of 1,000.
 
     The expectation equals that of the distance over all pairs; the draw adds noise, so quote which of the two it is. The
-    smaller set limits the subset size.
+    smaller set limits the subset size. `kernel` holds options of `kernel_distance`.
 
     >>> x = torch.tensor([[1.0], [-1.0]]); kernel_distance_of_subsets(x, x + 2.0, num_subsets=3, degree=1)
     SubsetEstimate(mean=2.0, std=0.0)
@@ -189,11 +187,8 @@ def kernel_distance_of_subsets(
         chosen = torch.randperm(len(features), generator=generator)[:size]
         return features[chosen.to(features.device)]
 
-    kernel = {"degree": degree, "gamma": gamma, "coef": coef}
-    values = torch.tensor(
-        [kernel_distance(subset(features1), subset(features2), **kernel) for _ in range(num_subsets)],
-        dtype=torch.float64,
-    )
+    pairs = ((subset(features1), subset(features2)) for _ in range(num_subsets))
+    values = torch.tensor([kernel_distance(*pair, **kernel) for pair in pairs], dtype=torch.float64)
     return SubsetEstimate(float(values.mean()), float(values.std(correction=0)))
 
 

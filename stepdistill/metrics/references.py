@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepdistill.errors import UserError
@@ -93,17 +92,6 @@ class FeatureStats:
     def cov(self) -> Tensor:
         """Unbiased covariance (d, d)."""
         return (self.outer - torch.outer(self.total, self.total) / self.n) / (self.n - 1)
-
-    def save(self, path: Path) -> None:
-        """Write the sums as safetensors; `load` reads them back, to merge them later."""
-        tensors = {"shift": self.shift, "total": self.total, "outer": self.outer, "n": torch.tensor(self.n)}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-    @classmethod
-    def load(cls, path: Path) -> FeatureStats:
-        """Read a file written by `save`."""
-        tensors = load_file(path)
-        return cls(tensors["shift"], tensors["total"], tensors["outer"], int(tensors["n"]))
 
 
 @dataclass(frozen=True)

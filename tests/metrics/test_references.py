@@ -51,17 +51,6 @@ def test_merge_is_associative_whatever_the_shifts() -> None:
         assert torch.allclose(merged.cov, torch.cov(x.T), rtol=1e-9)
 
 
-def test_stats_survive_the_disk(tmp_path: Path) -> None:
-    stats = FeatureStats.of(features(30, 4))
-    stats.save(tmp_path / "stats.safetensors")
-    loaded = FeatureStats.load(tmp_path / "stats.safetensors")
-    assert (loaded.n, loaded.mean.tolist(), loaded.cov.tolist()) == (
-        30,
-        stats.mean.tolist(),
-        stats.cov.tolist(),
-    )
-
-
 PROTOCOL = {"features": "inception/clean", "crop": ["lanczos", 256], "side": 299}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ from stepdistill.metrics.preprocess import (
 )
 
 CLIP_LARGE_336 = "openai/clip-vit-large-patch14-336"
+
+_on_device = partial(Preprocess, resize="tensor", crop="floor")
 
 
 class ClipNetwork(FeatureNetwork):
@@ -95,7 +98,7 @@ class ClipFeatures(ClipNetwork):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.image_size = int(config.vision_config.image_size)
-        self.preprocess = preprocess or Preprocess(self.image_size, resize="tensor", crop="floor")
+        self.preprocess = preprocess or _on_device(self.image_size)
         self.name = name
         self.num_features = int(config.projection_dim)
         self.max_tokens = int(config.text_config.max_position_embeddings)
@@ -118,13 +121,8 @@ class ClipFeatures(ClipNetwork):
         model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
         config: Any = model.config
         channels = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.exists() else {}
-        preprocess = Preprocess(
-            config.vision_config.image_size,
-            resize="tensor",
-            crop="floor",
-            mean=tuple(channels.get("image_mean", CLIP_MEAN)),
-            std=tuple(channels.get("image_std", CLIP_STD)),
-        )
+        mean, std = channels.get("image_mean", CLIP_MEAN), channels.get("image_std", CLIP_STD)
+        preprocess = _on_device(config.vision_config.image_size, mean=tuple(mean), std=tuple(std))
         name = f"{folder.name}@{fingerprint(load_file(weights).items())[:8]}"
         return cls(model, CLIPTokenizer.from_pretrained(folder), preprocess, name=name)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,27 +34,15 @@ INCEPTION_WEIGHTS = WeightFile(
 
 Kernel = int | tuple[int, int]
 Pool = Literal["average", "maximum", "halve"]
+Convolution = tuple[str, int, Kernel]
+"""Name, output channels and kernel."""
+Branch = tuple[list[Convolution], list[Convolution]]
+"""A trunk of convolutions in sequence, and tips in parallel on its output."""
 
 
-class Convolution(NamedTuple):
-    """One convolution of a mixed block."""
-
-    name: str
-    channels: int
-    kernel: Kernel
-
-
-class Branch(NamedTuple):
-    """Convolutions in sequence, then parallel ones on their output."""
-
-    trunk: list[Convolution]
-    tips: list[Convolution]
-
-
-def branch(*steps: tuple[str, int, Kernel]) -> Branch:
+def branch(*steps: Convolution) -> Branch:
     """A branch with a single tip."""
-    trunk = [Convolution(*step) for step in steps]
-    return Branch(trunk[:-1], trunk[-1:])
+    return list(steps[:-1]), list(steps[-1:])
 
 
 class ConvBN(nn.Module):
@@ -67,7 +55,7 @@ class ConvBN(nn.Module):
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (sides[0] // 2, sides[1] // 2) if is_padded else 0
         self.conv = nn.Conv2d(in_channels, out_channels, sides, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
+        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)  # TensorFlow's default
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)), inplace=True)
@@ -99,9 +87,9 @@ class Mixed(nn.Module):
         outputs = []
         for trunk, tips in self.branches:
             y = x
-            for step in trunk:
-                y = self.get_submodule(step.name)(y)
-            outputs += [self.get_submodule(tip.name)(y) for tip in tips]
+            for name, _, _ in trunk:
+                y = self.get_submodule(name)(y)
+            outputs += [self.get_submodule(name)(y) for name, _, _ in tips]
         return torch.cat([*outputs, self._pooled(x)], 1)
 
     def _pooled(self, x: Tensor) -> Tensor:
@@ -109,6 +97,7 @@ class Mixed(nn.Module):
             return F.max_pool2d(x, 3, stride=2)
         if self.pool == "maximum":
             return self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))
+        # TensorFlow averages over the pixels inside the image only.
         return self.branch_pool(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
 
 
@@ -151,13 +140,12 @@ def _mixed_7a(in_channels: int) -> Mixed:
 
 def _mixed_7(in_channels: int, pool: Pool) -> Mixed:
     def fork(name: str) -> list[Convolution]:
-        return [Convolution(f"{name}a", 384, (1, 3)), Convolution(f"{name}b", 384, (3, 1))]
+        return [(f"{name}a", 384, (1, 3)), (f"{name}b", 384, (3, 1))]
 
-    double = [Convolution("branch3x3dbl_1", 448, 1), Convolution("branch3x3dbl_2", 384, 3)]
-    branches = [
+    branches: list[Branch] = [
         branch(("branch1x1", 320, 1)),
-        Branch([Convolution("branch3x3_1", 384, 1)], fork("branch3x3_2")),
-        Branch(double, fork("branch3x3dbl_3")),
+        ([("branch3x3_1", 384, 1)], fork("branch3x3_2")),
+        ([("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3)], fork("branch3x3dbl_3")),
     ]
     return Mixed(in_channels, branches, pool, pooled=192)
 

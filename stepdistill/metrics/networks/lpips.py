@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.networks.weights import Location, WeightFile, existing, first_line, read_tensors
+from stepdistill.metrics.networks.weights import Location, WeightFile, first_line, read_tensors
 from stepdistill.typing import Images
 
 _URL = "https://download.pytorch.org/models"
@@ -107,7 +107,7 @@ class LPIPS(nn.Module):
                 f"{file} is not LPIPS's {net} trunk ({first_line(error)}): give torchvision's {metric.weights.name}"
             ) from error
         with resources.as_file(resources.files("torchmetrics")) as package:
-            tensors = read_tensors(existing(package / "functional" / "image" / "lpips_models" / f"{net}.pth"))
+            tensors = read_tensors(package / "functional" / "image" / "lpips_models" / f"{net}.pth")
         for index, head in enumerate(metric.heads):
             head.copy_(tensors[f"lin{index}.model.1.weight"].flatten())
         return metric

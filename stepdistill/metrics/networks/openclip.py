@@ -147,12 +147,9 @@ def config_of(state: Mapping[str, Tensor], architecture: Architecture) -> CLIPCo
     text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
     side = patch * math.isqrt(positions - 1)  # one position is the class token's
     vision = {"image_size": side, "patch_size": patch, "projection_dim": projection}
-    return CLIPConfig(
-        text_config=_sizes(state, "text_model", architecture.text_heads, architecture.activation) | text,
-        vision_config=_sizes(state, "vision_model", architecture.vision_heads, architecture.activation)
-        | vision,
-        projection_dim=projection,
-    )
+    text |= _sizes(state, "text_model", architecture.text_heads, architecture.activation)
+    vision |= _sizes(state, "vision_model", architecture.vision_heads, architecture.activation)
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection)
 
 
 def _sizes(state: Mapping[str, Tensor], tower: str, heads: int, activation: str) -> dict[str, Any]:

@@ -57,7 +57,12 @@ class WeightFile:
             file = self._in(existing(path))
         else:
             file = self._local() or (self._from_hub() if self.repo else self._from_url())
-        return self.checked(file) if self.is_published(file) else file
+        if self.is_published(file) and not self.matches(file):
+            raise UserError(
+                f"{file} is not the published {self.name}: its sha256 does not start with {self.sha256[:8]}; delete it, "
+                "or rename it and give its path to use it anyway"
+            )
+        return file
 
     def is_published(self, file: Path) -> bool:
         """Whether a file carries the published name, and so claims to be the published file."""
@@ -68,19 +73,6 @@ class WeightFile:
         if self.is_published(file):
             return f"{model}@{self.sha256[:8]}"
         return f"{file.name}@{sha256(file)[:8]}"
-
-    def checked(self, file: Path) -> Path:
-        """Return the file after comparing its checksum.
-
-        Raises:
-            UserError: it is not the published file.
-        """
-        if not self.matches(file):
-            raise UserError(
-                f"{file} is not the published {self.name}: its sha256 does not start with {self.sha256[:8]}; delete it, "
-                "or rename it and give its path to use it anyway"
-            )
-        return file
 
     def matches(self, file: Path) -> bool:
         """Whether a file has the published checksum."""

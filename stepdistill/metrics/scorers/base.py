@@ -1,8 +1,8 @@
-"""What a scorer is: a function of images and prompts with a name, which is a metric and, if differentiable, a reward."""
+"""The interface of scorers: named functions of images and prompts, used as metrics and, if differentiable, as rewards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -116,7 +116,7 @@ def linear_head(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def check_lengths(images: ImagesOrPictures, prompts: Sequence[str]) -> None:
+def check_lengths(images: Sized, prompts: Sized) -> None:
     """Raise a `ValueError` unless there is one prompt per image."""
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images but {len(prompts)} prompts")

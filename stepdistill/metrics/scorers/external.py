@@ -58,8 +58,7 @@ class CommandScorer:
         Raises:
             UserError: the command cannot be run, fails, or does not write one finite score per picture.
         """
-        if len(files) != len(prompts):
-            raise ValueError(f"{len(files)} pictures but {len(prompts)} prompts")
+        check_lengths(files, prompts)
         with tempfile.TemporaryDirectory(prefix="stepdistill-scorer-") as folder:
             manifest, scores = Path(folder) / "manifest.jsonl", Path(folder) / "scores.jsonl"
             rows = [

@@ -53,8 +53,8 @@ def hps_benchmark(styles: Mapping[str, Tensor]) -> dict[str, tuple[float, float 
         styles: scores of anime, concept-art, paintings and photo, in the order of the benchmark's prompts.
     """
     every = torch.cat(list(styles.values())).double()
-    table: dict[str, tuple[float, float | None]] = {"average": (float(every.mean()), None)}
-    return {style: grouped(scores) for style, scores in styles.items()} | table
+    table: dict[str, tuple[float, float | None]] = {name: grouped(scores) for name, scores in styles.items()}
+    return table | {"average": (float(every.mean()), None)}
 
 
 def grouped(scores: Tensor, size: int = 80) -> tuple[float, float]:

@@ -52,9 +52,8 @@ def load_scorer(scorer: str | Callable[..., Any], **options: Any) -> PromptScore
     """
     options = {key: value for key, value in options.items() if value is not None}
     if callable(scorer):
-        return CallableScorer(
-            scorer, name=f"{scorer.__module__}:{getattr(scorer, '__qualname__', 'function')}"
-        )
+        label = f"{scorer.__module__}:{getattr(scorer, '__qualname__', 'function')}"
+        return CallableScorer(scorer, name=label)
     name = ALIASES.get(scorer, scorer)
     if name in SCORERS:
         _refuse_unknown(name, options)
@@ -88,11 +87,8 @@ def named_function(name: str) -> Callable[..., Any]:
 
 
 def _refuse_unknown(name: str, options: Mapping[str, Any]) -> None:
-    known = [
-        key
-        for key, value in inspect.signature(SCORERS[name]).parameters.items()
-        if value.kind is value.KEYWORD_ONLY
-    ]
+    parameters = inspect.signature(SCORERS[name]).parameters.values()
+    known = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     for key in options:
         if key not in known:
             raise UserError(f"{name} has no option '{key}'; it has {', '.join(known) or 'none'}")

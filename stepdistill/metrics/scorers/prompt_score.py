@@ -83,7 +83,8 @@ class PromptScore(Accumulator):
     ) -> None:
         """Add images and their prompts. `indices` number them in the whole set; by default each rank counts its own."""
         if indices is None:
-            start = sum(map(len, self.indices)) + _rank() * _INDICES_PER_RANK
+            rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+            start = sum(map(len, self.indices)) + rank * _INDICES_PER_RANK
             indices = range(start, start + len(prompts))
         if len(indices) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(indices)} indices")
@@ -149,10 +150,6 @@ class AestheticScore(PromptScore):
 
     def __init__(self, **options: Any) -> None:
         super().__init__("aesthetic", **options)
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def write_scores(

@@ -45,7 +45,7 @@ def test_files_are_scored_where_they_are(tmp_path: Path) -> None:
         Image.new("RGB", (3, 3), (level,) * 3).save(file)
     command = " ".join(f"'{part}'" for part in script(tmp_path, BRIGHTNESS))
     assert CommandScorer(command, name="x").score_files(files, ["", ""]).tolist() == [7.0, 9.0]
-    with pytest.raises(ValueError, match="2 pictures but 1 prompts"):
+    with pytest.raises(ValueError, match="2 images but 1 prompts"):
         CommandScorer(command, name="x").score_files(files, [""])
 
 
