@@ -125,9 +125,7 @@ class WeightFile:
 
 def local_folders() -> list[Path]:
     """Folders searched for weights before the network."""
-    named = os.environ.get(VARIABLE)
-    cache = cache_folder("weights")
-    return [Path(folder).expanduser() for folder in (named, cache) if folder]
+    return [Path(each).expanduser() for each in (os.environ.get(VARIABLE), cache_folder("weights")) if each]
 
 
 def existing(path: str | Path) -> Path:
