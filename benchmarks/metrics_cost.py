@@ -1,10 +1,10 @@
-"""What distances cost beside the network that makes their features.
+"""Cost of distances, relative to the network that computes their features.
 
     OMP_NUM_THREADS=1 python benchmarks/metrics_cost.py [--images 2000] [--batch 50]
 
-Prints CPU seconds of the Frechet distance at 2,048 dimensions by each method, and of the statistics of Inception features against the
-network itself, on images of 299 px with random weights. The two are taken in turn, batch by batch, so that a machine whose speed drifts
-does not favour either.
+Prints CPU seconds of the Frechet distance at 2,048 dimensions by each method, and of the statistics of Inception features next to the
+network itself, on 299 px images with random weights. Both are timed alternately, batch by batch, so a drift of the machine's speed
+favours neither.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def cpu_seconds(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def covariance(d: int, generator: torch.Generator) -> torch.Tensor:
-    """Positive definite, with a spectrum that falls by a power law, as that of Inception features does."""
+    """A positive definite matrix with a power-law spectrum, like that of Inception features."""
     spectrum = torch.arange(1, d + 1, dtype=torch.float64) ** -0.7
     mix = torch.randn(d, 3 * d, generator=generator, dtype=torch.float64) * spectrum[:, None]
     return mix @ mix.T / (3 * d)
@@ -75,7 +75,7 @@ def statistics_cost(num_images: int, batch_size: int) -> None:
     for name, spent in seconds.items():
         share = 100 * spent / seconds["network"]
         print(
-            f"  {name:17} {spent:8.2f}   {1000 * spent / num_images:7.2f} ms an image   {share:6.2f} % of the network"
+            f"  {name:17} {spent:8.2f}   {1000 * spent / num_images:7.2f} ms per image   {share:6.2f} % of the network"
         )
 
 

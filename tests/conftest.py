@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from stepdistill.metrics.networks.extractors import ClipFeatures
+    from stepdistill.metrics.networks.clip import ClipFeatures
 
 VARIABLE = "STEPDISTILL_NETWORK_TESTS"
 
@@ -29,7 +29,7 @@ def clip() -> ClipFeatures:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from stepdistill.metrics.networks.extractors import ClipFeatures
+    from stepdistill.metrics.networks.clip import ClipFeatures
     from stepdistill.testing.tiny import tiny_tokenizer
 
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -21,16 +21,15 @@ from stepdistill.evaluation.picture_store import PictureRecord, PictureStore
 from stepdistill.evaluation.protocols import EMOJI, Benchmark, record_hash
 from stepdistill.evaluation.scoring import Eye
 from stepdistill.metrics.diversity import mean_pairwise_cosine, vendi_score
-from stepdistill.metrics.networks.cmmd_features import CMMDFeatures
-from stepdistill.metrics.networks.dino_features import DinoFeatures
-from stepdistill.metrics.networks.extractors import emoji_clip
-from stepdistill.metrics.networks.features import FeatureNetwork, PatchFeatures
-from stepdistill.metrics.networks.inception_features import VARIANTS, InceptionFeatures
+from stepdistill.metrics.networks.base import FeatureNetwork, PatchFeatures
+from stepdistill.metrics.networks.clip import CMMDFeatures, emoji_clip
+from stepdistill.metrics.networks.dino import DinoFeatures
+from stepdistill.metrics.networks.inception import VARIANTS, InceptionFeatures
 from stepdistill.metrics.networks.lpips import LPIPS
 from stepdistill.metrics.paired import psnr, ssim
 from stepdistill.metrics.preprocess import of_pictures, square
-from stepdistill.metrics.scorers.named_scorers import ALIASES, SCORERS, load_scorer
-from stepdistill.metrics.scorers.prompt_scorers import PromptScorer
+from stepdistill.metrics.scorers.base import PromptScorer
+from stepdistill.metrics.scorers.loading import ALIASES, SCORERS, load_scorer
 
 Pictures = Sequence[Image.Image]
 

@@ -16,9 +16,8 @@ from stepdistill.evaluation.picture_store import PictureStore
 from stepdistill.evaluation.processes import Crew
 from stepdistill.evaluation.protocols import EMOJI, record_hash
 from stepdistill.evaluation.scoring import Columns, Eye, ScoreTable
-from stepdistill.metrics.distances import FeatureStats
 from stepdistill.metrics.networks.weights import sha256
-from stepdistill.metrics.references import ReferenceStats
+from stepdistill.metrics.references import FeatureStats, ReferenceStats
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from torch import Tensor
 from stepdistill.errors import UserError
 from stepdistill.evaluation.scoring import Columns
 from stepdistill.metrics.distances import (
-    FeatureStats,
+    cmmd,
     frechet_distance,
     frechet_distance_of_features,
     kernel_distance,
+    kernel_distance_of_subsets,
+    precision_recall_density_coverage,
 )
-from stepdistill.metrics.kernels import cmmd, kernel_distance_of_subsets
-from stepdistill.metrics.neighbours import precision_recall_density_coverage
+from stepdistill.metrics.references import FeatureStats
 
 JACKKNIFE_GROUPS = 10
 ALL_PAIRS = 10_000

@@ -1,6 +1,6 @@
-"""Metrics: distances between sets of images, diversity, paired similarity and scorers, with the published protocols.
+"""Metrics with the published protocols: distances, diversity, paired similarity, and scorers of images and prompts.
 
-The public names are listed in `__init__.pyi` and imported on first use: some need transformers.
+`__init__.pyi` lists the public names; each is imported on first use, because some need transformers.
 """
 
 import lazy_loader

@@ -1,9 +1,9 @@
-"""The distances and the CLIP score as torchmetrics metrics: update, compute, reset; exact under an all-reduce."""
+"""The distances as torchmetrics metrics (`update`, `compute`, `reset`), exact under a reduction over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,29 +11,68 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.distances import FeatureStats, frechet_distance, kernel_distance, warn_if_too_few
-from stepdistill.metrics.kernels import cmmd, kernel_distance_of_subsets
-from stepdistill.metrics.neighbours import PRDC, precision_recall_density_coverage
-from stepdistill.metrics.networks.extractors import ClipFeatures
-from stepdistill.metrics.networks.features import FeatureNetwork
+from stepdistill.metrics.distances import (
+    PRDC,
+    cmmd,
+    frechet_distance,
+    kernel_distance,
+    kernel_distance_of_subsets,
+    precision_recall_density_coverage,
+    warn_if_too_few,
+)
+from stepdistill.metrics.networks.base import FeatureNetwork
 from stepdistill.metrics.preprocess import ImagesOrPictures
-from stepdistill.metrics.references import ReferenceStats
-from stepdistill.typing import Images
+from stepdistill.metrics.references import FeatureStats, ReferenceStats
 
 Extractor = FeatureNetwork | Callable[[Tensor], Tensor]
 
 
-class FrechetDistance(Metric):
+class Accumulator(Metric):
+    """A metric whose states depend on each batch alone and keep their precision."""
+
+    is_differentiable = False
+    full_state_update = False
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> Any:
+        """Ignore `.half()` and the like: sums stay float64."""
+        del dst_type
+        return self
+
+
+class NamedMeans(Accumulator):
+    """Means of several named values, summed in float64."""
+
+    n: Tensor
+    totals: Tensor
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("totals", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def add(self, values: Iterable[Tensor | float], count: int) -> None:
+        """Add the sums over `count` samples of each named value."""
+        sums = [torch.as_tensor(each, dtype=torch.float64, device=self.totals.device) for each in values]
+        self.totals = self.totals + torch.stack(sums)
+        self.n = self.n + count
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the means by name, float64 scalars."""
+        return dict(zip(self.names, self.totals / self.n, strict=True))
+
+
+class FrechetDistance(Accumulator):
     """Frechet distance between real and generated images, in the features of `extractor`.
 
-    FID with `InceptionFeatures`, patch FID with `PatchFeatures` around it, FD-DINOv2 with `DinoFeatures`. The states are float64
-    sums around a fixed `shift`, so they add up over ranks exactly.
+    FID with `InceptionFeatures`, patch FID with `PatchFeatures`, FD-DINOv2 with `DinoFeatures`. States are float64 sums
+    around a fixed `shift`, so they add exactly over ranks.
 
     Args:
-        extractor: feature network; None where `update` is given features.
-        num_features: their number, where the extractor does not say.
-        shift: a vector near the features' mean, for features far from the origin; the reference's mean by default.
-        reference: the real side, fixed. Its protocol has to be the extractor's where it says one.
+        extractor: feature network; None if `update` receives features.
+        num_features: feature dimension, if the extractor does not define it.
+        shift: vector near the features' mean, for features far from the origin. Defaults to the reference's mean, else 0.
+        reference: fixed statistics of the real images. If both name a protocol, it must be the extractor's.
 
     >>> metric = FrechetDistance(num_features=1)
     >>> metric.update(torch.tensor([[0.0], [2.0]]), real=True)
@@ -43,8 +82,6 @@ class FrechetDistance(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
 
     def __init__(
         self,
@@ -56,10 +93,22 @@ class FrechetDistance(Metric):
     ) -> None:
         super().__init__()
         self.extractor, self.reference = extractor, reference
-        num_features = _num_features(extractor, num_features, reference)
+        if isinstance(extractor, FeatureNetwork):
+            num_features = extractor.num_features if num_features is None else num_features
+            if reference is not None:
+                reference.require(extractor.protocol())
         if reference is not None:
-            _check_reference(reference, extractor, num_features)
+            num_features = len(reference.mean) if num_features is None else num_features
+            if len(reference.mean) != num_features:
+                raise UserError(
+                    f"the reference has {len(reference.mean)} features and the feature network {num_features}: use a "
+                    "reference computed with this network"
+                )
             shift = reference.mean if shift is None else shift
+        if num_features is None:
+            raise ValueError(
+                "FrechetDistance needs num_features=... unless the extractor is a FeatureNetwork"
+            )
         shift = 0.0 if shift is None else shift
         self.shift = torch.as_tensor(shift, dtype=torch.float64).expand(num_features)
         for side in ("fake",) if reference is not None else ("real", "fake"):
@@ -69,19 +118,18 @@ class FrechetDistance(Metric):
             self.add_state(f"{side}_outer", torch.outer(zeros, zeros), dist_reduce_fx="sum")
 
     def update(self, images: ImagesOrPictures, *, real: bool) -> None:
-        """Take in a batch of images, or of features when there is no extractor."""
+        """Add a batch of images, or of features (B, d) if there is no extractor."""
         if real and self.reference is not None:
-            raise ValueError("the real side is the reference that was given: update with real=False only")
+            raise ValueError("the real statistics are the reference: call update with real=False only")
         side = "real" if real else "fake"
-        stats = self._stats(
-            side
-        )  # shares the states' memory: a copy of 34 MB a batch would cost more than the sums
+        # In place on the states: copying 34 MB (2,048^2 float64) per batch would cost more than the sums.
+        stats = self._stats(side)
         stats.update(_features(self.extractor, images))
         n = cast(Tensor, getattr(self, f"{side}_n"))
         setattr(self, f"{side}_n", torch.full_like(n, stats.n))
 
     def compute(self) -> Tensor:
-        """The distance, a float64 scalar."""
+        """Return the distance, a float64 scalar."""
         fake = self._stats("fake")
         real = self._stats("real") if self.reference is None else self.reference
         if fake.n < 2 or (real.n is not None and real.n < 2):
@@ -93,7 +141,7 @@ class FrechetDistance(Metric):
         return torch.tensor(frechet_distance(*moments), dtype=torch.float64)
 
     def stats(self, *, real: bool) -> FeatureStats:
-        """A copy of one side's statistics of this process, to save or to merge."""
+        """Return a copy of this rank's statistics of one side, for a `ReferenceStats` or to merge."""
         stats = self._stats("real" if real else "fake")
         return FeatureStats(stats.shift, stats.total.clone(), stats.outer.clone(), stats.n)
 
@@ -101,17 +149,10 @@ class FrechetDistance(Metric):
         n, total, outer = (cast(Tensor, getattr(self, f"{side}_{name}")) for name in ("n", "total", "outer"))
         return FeatureStats(self.shift.to(total), total, outer, int(n))
 
-    def set_dtype(self, dst_type: str | torch.dtype) -> FrechetDistance:
-        """The sums stay float64: `.half()` and the like do nothing."""
-        del dst_type
-        return self
 
+class FeatureSets(Accumulator):
+    """Base of metrics that need every feature: both sets are stored, and gathered from all ranks."""
 
-class FeatureSets(Metric):
-    """Base of metrics that need every feature: both sides are kept, and gathered from all ranks."""
-
-    is_differentiable = False
-    full_state_update = False
     real: list[Tensor]
     fake: list[Tensor]
 
@@ -122,19 +163,19 @@ class FeatureSets(Metric):
         self.add_state("fake", [], dist_reduce_fx="cat")
 
     def update(self, images: ImagesOrPictures, *, real: bool) -> None:
-        """Take in a batch of images, or of features when there is no extractor."""
+        """Add a batch of images, or of features (B, d) if there is no extractor."""
         (self.real if real else self.fake).append(_features(self.extractor, images).detach())
 
     def sets(self) -> tuple[Tensor, Tensor]:
-        """All real and all generated features."""
+        """Return all real and all generated features."""
         return dim_zero_cat(self.real), dim_zero_cat(self.fake)
 
 
 class KernelDistance(FeatureSets):
     """Unbiased kernel distance (KID) of real and generated images, in the features of `extractor`.
 
-    Over all pairs by default; with `num_subsets=100` the mean over random subsets of `subset_size`, as clean-fid and torch-fidelity
-    publish it. Not scaled: tables often show it times 1,000.
+    Over all pairs by default. `num_subsets=100` averages over random subsets of `subset_size`, as clean-fid and
+    torch-fidelity publish it. Not scaled: tables often show it times 1,000.
     """
 
     higher_is_better = False
@@ -155,7 +196,7 @@ class KernelDistance(FeatureSets):
         self.subsets = {"num_subsets": num_subsets, "subset_size": subset_size, "seed": seed}
 
     def compute(self) -> Tensor:
-        """The distance, a float64 scalar."""
+        """Return the distance, a float64 scalar."""
         if self.subsets["num_subsets"]:
             value = kernel_distance_of_subsets(*self.sets(), **self.subsets, **self.kernel).mean
         else:
@@ -164,7 +205,7 @@ class KernelDistance(FeatureSets):
 
 
 class PrecisionRecall(FeatureSets):
-    """Precision, recall, density and coverage of generated images; see `precision_recall_density_coverage`."""
+    """`precision_recall_density_coverage` of real and generated images."""
 
     higher_is_better = True
 
@@ -175,78 +216,19 @@ class PrecisionRecall(FeatureSets):
         self.k, self.by_matmul = k, by_matmul
 
     def compute(self) -> PRDC:
-        """The four measures."""
+        """Return all four measures."""
         return precision_recall_density_coverage(*self.sets(), k=self.k, by_matmul=self.by_matmul)
 
 
 class CMMD(FeatureSets):
-    """CMMD of real and generated images; see `cmmd`. The extractor is `CMMDFeatures`."""
+    """`cmmd` of real and generated images. The published extractor is `CMMDFeatures`."""
 
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """The distance, a float64 scalar."""
+        """Return the distance, a float64 scalar."""
         return torch.tensor(cmmd(*self.sets()), dtype=torch.float64)
 
 
-class CLIPScore(Metric):
-    """Mean of 100 times the cosine between image and caption, by one CLIP model."""
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    n: Tensor
-
-    def __init__(self, features: ClipFeatures) -> None:
-        super().__init__()
-        self.features = features
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, images: Images, captions: Sequence[str]) -> None:
-        """Take in images in [0, 1] and one caption for each."""
-        if len(images) != len(captions):
-            raise ValueError(f"{len(images)} images but {len(captions)} captions")
-        scores = clip_score(self.features(images), self.features.texts(captions))
-        self.total = self.total + scores.double().sum().to(self.total.device)
-        self.n = self.n + len(images)
-
-    def compute(self) -> Tensor:
-        """The mean score, a float64 scalar."""
-        return self.total / self.n
-
-
 def _features(extractor: Extractor | None, images: ImagesOrPictures) -> Tensor:
-    """What the extractor makes of images; without one, they are features already."""
     return cast(Tensor, images) if extractor is None else extractor(cast(Tensor, images))
-
-
-def _num_features(extractor: Extractor | None, given: int | None, reference: ReferenceStats | None) -> int:
-    """The dimension asked for, or what a feature network or the reference says."""
-    if given is not None:
-        return given
-    if isinstance(extractor, FeatureNetwork):
-        return extractor.num_features
-    if reference is not None:
-        return len(reference.mean)
-    raise ValueError("FrechetDistance needs num_features=... unless the extractor is a FeatureNetwork")
-
-
-def _check_reference(reference: ReferenceStats, extractor: Extractor | None, num_features: int) -> None:
-    if isinstance(extractor, FeatureNetwork):
-        reference.require(extractor.protocol())
-    if len(reference.mean) != num_features:
-        raise UserError(
-            f"the reference has {len(reference.mean)} features, the feature network {num_features}: take the "
-            "reference of this network"
-        )
-
-
-def clip_score(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
-    """100 times the cosine of each image with its caption (B,), https://arxiv.org/abs/2104.08718 without the clamp at zero.
-
-    >>> clip_score(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
-    tensor([60.0000])
-    """
-    return 100 * torch.cosine_similarity(image_embeddings, text_embeddings, dim=1)

@@ -1,122 +1,42 @@
-"""Distances between sets of features: Frechet distance and kernel distance, in float64, streaming and mergeable.
+"""Distances between two sets of features, in float64: Frechet, kernel (KID), CMMD, precision and recall.
 
-The Frechet distance (https://arxiv.org/abs/1706.08500, eq. 6) is
-`|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)`; the kernel distance is the unbiased MMD^2 of
-https://arxiv.org/abs/1801.01401 (Lemma 6 of https://jmlr.org/papers/v13/gretton12a.html), over all pairs.
+- Frechet distance (https://arxiv.org/abs/1706.08500, eq. 6): `|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)`.
+- Kernel distance (https://arxiv.org/abs/1801.01401): unbiased MMD^2, Lemma 6 of
+  https://jmlr.org/papers/v13/gretton12a.html.
+- CMMD (https://arxiv.org/abs/2401.09603): biased MMD^2 under a Gaussian kernel.
+- Precision and recall (https://arxiv.org/abs/1904.06991), density and coverage (https://arxiv.org/abs/2002.09797).
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-
-@dataclass
-class FeatureStats:
-    """Count, sum and sum of outer products of features around a fixed shift, all in float64.
-
-    Sums of the same shift add up exactly, so ranks are merged by one `all_reduce`. A shift near the mean keeps
-    the digits that plain sums lose when features lie far from the origin.
-
-    >>> stats = FeatureStats.around(torch.tensor([10.0, 0.0]))
-    >>> stats.update(torch.tensor([[9.0, 0.0], [11.0, 2.0]]))
-    >>> stats.mean, stats.cov
-    (tensor([10.,  1.], dtype=torch.float64), tensor([[2., 2.],
-            [2., 2.]], dtype=torch.float64))
-    """
-
-    shift: Tensor
-    total: Tensor
-    outer: Tensor
-    n: int = 0
-
-    @classmethod
-    def around(cls, shift: Tensor) -> FeatureStats:
-        """Empty statistics around `shift`, any vector near the features' mean (zeros are allowed)."""
-        shift = shift.detach().to(torch.float64)
-        return cls(shift, torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift)))
-
-    @classmethod
-    def of(cls, features: Tensor) -> FeatureStats:
-        """Statistics of one set of features, around its own mean."""
-        stats = cls.around(features.to(torch.float64).mean(0))
-        stats.update(features)
-        return stats
-
-    def update(self, features: Tensor) -> None:
-        """Take in a batch of features (B, d)."""
-        offsets = features.detach().to(self.shift) - self.shift
-        self.n += len(offsets)
-        self.total += offsets.sum(0)
-        self.outer.addmm_(offsets.T, offsets)
-
-    def merge(self, other: FeatureStats) -> FeatureStats:
-        """Statistics of both sets together, around this one's shift; neither is changed."""
-        move = other.shift - self.shift
-        cross = torch.outer(other.total, move)
-        moved = other.outer + cross + cross.T + other.n * torch.outer(move, move)
-        total = self.total + other.total + other.n * move
-        return FeatureStats(self.shift, total, self.outer + moved, self.n + other.n)
-
-    def all_reduce(self) -> FeatureStats:
-        """Statistics of all processes' features, the same on each; every process has to call it.
-
-        The first process's shift is taken by all, so that one sum is exact; a process without features takes part.
-        """
-        if not dist.is_initialized():
-            return self
-        shift = self.shift.clone()
-        dist.broadcast(shift, src=0)
-        own = FeatureStats.around(shift).merge(self)
-        packed = torch.cat([own.outer.flatten(), own.total, own.total.new_tensor([own.n])])
-        dist.all_reduce(packed)
-        d = len(shift)
-        return FeatureStats(shift, packed[d * d : -1], packed[: d * d].view(d, d), int(packed[-1]))
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the features taken in."""
-        return self.shift + self.total / self.n
-
-    @property
-    def cov(self) -> Tensor:
-        """Unbiased covariance of the features taken in."""
-        return (self.outer - torch.outer(self.total, self.total) / self.n) / (self.n - 1)
-
-    def save(self, path: Path) -> None:
-        """Write the statistics as a safetensors file."""
-        tensors = {"shift": self.shift, "total": self.total, "outer": self.outer, "n": torch.tensor(self.n)}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-    @classmethod
-    def load(cls, path: Path) -> FeatureStats:
-        """Read what `save` wrote."""
-        tensors = load_file(path)
-        return cls(tensors["shift"], tensors["total"], tensors["outer"], int(tensors["n"]))
-
+from stepdistill.metrics.references import FeatureStats
 
 Method = Literal["auto", "cholesky", "eigh", "svd"]
+
+# Multiplications of one distance matrix above which PRDC uses matrix products: 7,000 x 7,000 samples of 2,048
+# features, about a quarter of an hour on one core without them.
+MATMUL_THRESHOLD = 10**11
 
 
 def frechet_distance(
     mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike, *, method: Method = "auto"
 ) -> float:
-    """Frechet distance between two Gaussians; tensors or arrays, computed in float64.
+    """Frechet distance between two Gaussians, given as tensors or arrays.
 
-    With `S1 = B B^T`, the trace of `(S1 S2)^(1/2)` is the sum of the roots of the eigenvalues of `B^T S2 B`, where B is the
-    Cholesky factor (`cholesky`; S1 must be positive definite) or the symmetric root (`eigh`; any S1); or, with a root of
-    each, the nuclear norm of `B1^T B2` (`svd`: twice as slow, and nothing is squared). `auto` takes the first that works.
+    With `S1 = B B^T`, `tr (S1 S2)^(1/2)` is the sum of the square roots of the eigenvalues of `B^T S2 B`. B is the Cholesky
+    factor (`cholesky`, S1 positive definite) or the symmetric root (`eigh`, any S1). `svd` takes the nuclear norm of
+    `B1^T B2` instead: twice as slow, but nothing is squared. `auto` tries them in this order.
 
-    The value is not clamped: two equal Gaussians may give -1e-12.
+    The value is not clamped: equal Gaussians may give -1e-12.
 
     >>> frechet_distance([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]], [3.0, 0.0], [[4.0, 0.0], [0.0, 4.0]])
     10.0
@@ -125,7 +45,7 @@ def frechet_distance(
     s1, s2 = (torch.atleast_2d(torch.as_tensor(s).to(torch.float64)) for s in (cov1, cov2))
     if m1.shape != m2.shape or s1.shape != s2.shape or s1.shape != (len(m1), len(m1)):
         raise ValueError(
-            f"shapes do not fit: means {m1.shape} and {m2.shape}, covariances {s1.shape} and {s2.shape}"
+            f"shapes do not match: means {m1.shape} and {m2.shape}, covariances {s1.shape} and {s2.shape}"
         )
     squares = (m1 - m2).square().sum() + s1.trace() + s2.trace()
     if not torch.isfinite(squares):
@@ -134,7 +54,7 @@ def frechet_distance(
 
 
 def _trace_of_root(s1: Tensor, s2: Tensor, method: Method) -> Tensor:
-    """`tr (S1 S2)^(1/2)` of two covariances."""
+    """`tr (S1 S2)^(1/2)`."""
     if method == "svd":
         return torch.linalg.svdvals(_root(s1).T @ _root(s2)).sum()
     factor, info = torch.linalg.cholesky_ex(s1)
@@ -147,16 +67,16 @@ def _trace_of_root(s1: Tensor, s2: Tensor, method: Method) -> Tensor:
     else:
         product = _triangular_congruence(factor, s2)
     try:
-        eigenvalues = torch.linalg.eigvalsh(product)  # reads the lower triangle alone
+        eigenvalues = torch.linalg.eigvalsh(product)  # reads only the lower triangle
     except torch.linalg.LinAlgError:  # did not converge
         return _trace_of_root(s1, s2, "svd")
     return eigenvalues.clamp_min(0).sqrt().sum()
 
 
 def _triangular_congruence(factor: Tensor, s: Tensor, num_blocks: int = 8) -> Tensor:
-    """The lower triangle of `L^T S L` for lower triangular L and symmetric S; what is above the diagonal blocks is zero.
+    """Lower triangle of `L^T S L` for lower triangular L and symmetric S; zero above the diagonal blocks.
 
-    In blocks that leave out the zeros of L and the upper half of the result: a third of the work of two dense products.
+    Blocks skip the zeros of L and the upper half of the result: a third of the work of two dense products.
     """
     product = torch.zeros_like(s)
     edges = torch.linspace(0, len(s), min(num_blocks, len(s)) + 1).round().long().tolist()
@@ -168,7 +88,7 @@ def _triangular_congruence(factor: Tensor, s: Tensor, num_blocks: int = 8) -> Te
 
 
 def _root(s: Tensor) -> Tensor:
-    """`B` with `B B^T = S`, for any positive semi-definite S."""
+    """`B` with `B B^T = S`, for positive semi-definite S."""
     eigenvalues, vectors = torch.linalg.eigh(s)
     return vectors * eigenvalues.clamp_min(0).sqrt()
 
@@ -176,8 +96,8 @@ def _root(s: Tensor) -> Tensor:
 def frechet_distance_of_features(features1: Tensor, features2: Tensor) -> float:
     """Frechet distance between two sets of features (n, d), (m, d).
 
-    With fewer samples than dimensions the covariances are singular, and the trace is taken as the nuclear norm of the
-    centred `X Y^T`, which needs no covariance at all.
+    With n <= d the covariances are singular; the trace is then the nuclear norm of the centred, scaled `X Y^T`, without
+    forming a covariance, and a warning says that the distance is biased.
     """
     x, y = features1.to(torch.float64), features2.to(torch.float64)
     if min(len(x), len(y)) < 2:
@@ -186,6 +106,7 @@ def frechet_distance_of_features(features1: Tensor, features2: Tensor) -> float:
         first, second = FeatureStats.of(x), FeatureStats.of(y)
         return frechet_distance(first.mean, first.cov, second.mean, second.cov)
     warn_if_too_few(min(len(x), len(y)), x.shape[1])
+    # S1 = A^T A with A the centred features over sqrt(n - 1): tr (S1 S2)^(1/2) = |A1 A2^T|_*
     x_centred = (x - x.mean(0)) / (len(x) - 1) ** 0.5
     y_centred = (y - y.mean(0)) / (len(y) - 1) ** 0.5
     cross = torch.linalg.matrix_norm(x_centred @ y_centred.T, ord="nuc")
@@ -194,10 +115,10 @@ def frechet_distance_of_features(features1: Tensor, features2: Tensor) -> float:
 
 
 def warn_if_too_few(n: int, d: int) -> None:
-    """Say that a Frechet distance of `n` samples in `d` dimensions is biased, when n <= d."""
+    """Warn that a Frechet distance of `n` samples in `d` dimensions is biased if n <= d."""
     if n <= d:
         warnings.warn(
-            f"Frechet distance from {n} samples of {d} features is biased: take more samples", stacklevel=3
+            f"Frechet distance from {n} samples of {d} features is biased: use more samples", stacklevel=3
         )
 
 
@@ -210,9 +131,9 @@ def kernel_distance(
     coef: float = 1.0,
     block: int = 4096,
 ) -> float:
-    """Unbiased MMD^2 under the kernel `(gamma x.y + coef)^degree`, over all pairs (no subsets, so no sampling noise).
+    """Unbiased MMD^2 under the kernel `(gamma x.y + coef)^degree`, over all pairs, so without subset noise.
 
-    `gamma` is 1/d by default, the kernel of KID. The value is not scaled; tables often show it times 1000.
+    `gamma` defaults to 1/d, the kernel of KID. The value is not scaled; tables often show it times 1000.
 
     >>> x = torch.tensor([[1.0], [-1.0]]); kernel_distance(x, x + 2.0, degree=1)
     2.0
@@ -229,6 +150,129 @@ def kernel_distance(
     def diagonal_sum(a: Tensor) -> Tensor:
         return ((gamma * a.square().sum(1) + coef) ** degree).sum()
 
+    # Lemma 6: sum_{i != j} k(x_i, x_j) / n(n-1) + sum_{i != j} k(y_i, y_j) / m(m-1) - 2 sum_{i, j} k(x_i, y_j) / nm
     within_x = (kernel_sum(x, x) - diagonal_sum(x)) / (n * (n - 1))
     within_y = (kernel_sum(y, y) - diagonal_sum(y)) / (m * (m - 1))
     return float(within_x + within_y - 2 * kernel_sum(x, y) / (n * m))
+
+
+class SubsetEstimate(NamedTuple):
+    """Mean and standard deviation over random subsets."""
+
+    mean: float
+    std: float
+
+
+def kernel_distance_of_subsets(
+    features1: Tensor,
+    features2: Tensor,
+    *,
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    **kernel: Any,
+) -> SubsetEstimate:
+    """KID as published by clean-fid and torch-fidelity: `kernel_distance` averaged over 100 random subsets of 1,000.
+
+    The expectation equals that of the distance over all pairs; the draw adds noise, so quote which of the two it is. The
+    smaller set limits the subset size. `kernel` holds options of `kernel_distance`.
+
+    >>> x = torch.tensor([[1.0], [-1.0]]); kernel_distance_of_subsets(x, x + 2.0, num_subsets=3, degree=1)
+    SubsetEstimate(mean=2.0, std=0.0)
+    """
+    size = min(len(features1), len(features2), subset_size)
+    generator = torch.Generator().manual_seed(seed)
+
+    def subset(features: Tensor) -> Tensor:
+        chosen = torch.randperm(len(features), generator=generator)[:size]
+        return features[chosen.to(features.device)]
+
+    pairs = ((subset(features1), subset(features2)) for _ in range(num_subsets))
+    values = torch.tensor([kernel_distance(*pair, **kernel) for pair in pairs], dtype=torch.float64)
+    return SubsetEstimate(float(values.mean()), float(values.std(correction=0)))
+
+
+def gaussian_kernel_distance(
+    features1: Tensor, features2: Tensor, *, sigma: float = 10.0, block: int = 4096
+) -> float:
+    """Biased MMD^2 under the kernel `exp(-|x - y|^2 / (2 sigma^2))`, over all pairs: never negative, zero for equal sets.
+
+    >>> x = torch.zeros(2, 1); y = torch.full((3, 1), 2.0)
+    >>> round(gaussian_kernel_distance(x, y, sigma=2.0), 12)  # 2 - 2 exp(-1/2)
+    0.786938680575
+    """
+    x, y = features1.to(torch.float64), features2.to(torch.float64)
+    if min(len(x), len(y)) == 0:
+        raise ValueError(f"a kernel distance needs one sample a side, got {len(x)} and {len(y)}")
+
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        total = a.new_zeros(())
+        for rows in a.split(block):
+            squares = rows.square().sum(1)[:, None] + b.square().sum(1) - 2 * rows @ b.T
+            total = total + (-squares.clamp_min(0) / (2 * sigma**2)).exp().sum()
+        return total / (len(a) * len(b))
+
+    return float(mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))
+
+
+def cmmd(embeddings1: Tensor, embeddings2: Tensor, *, sigma: float = 10.0, block: int = 4096) -> float:
+    """CMMD: 1,000 times `gaussian_kernel_distance` of CLIP embeddings, which are normalised here.
+
+    The published code runs in float32, where the last digit of the scaled value is noise.
+    """
+    unit1, unit2 = (F.normalize(each.to(torch.float64), dim=1) for each in (embeddings1, embeddings2))
+    return 1000 * gaussian_kernel_distance(unit1, unit2, sigma=sigma, block=block)
+
+
+class PRDC(NamedTuple):
+    """Fidelity (precision, density) and variety (recall, coverage). Equal distributions give about 1; density may exceed it."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def precision_recall_density_coverage(
+    real: Tensor, fake: Tensor, *, k: int = 5, block: int = 1024, by_matmul: bool | None = None
+) -> PRDC:
+    """Compare two sets through balls that reach from each sample to its k-th nearest neighbour in its own set.
+
+    Args:
+        real: features (n, d).
+        fake: features (m, d).
+        k: the neighbour, not counting the sample itself. Most published precision and recall use 3, all four together 5.
+        block: rows of the distance matrix held at once.
+        by_matmul: compute distances by matrix products: much faster, but ties break by rounding. None decides by
+            `MATMUL_THRESHOLD`.
+
+    >>> x = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    >>> precision_recall_density_coverage(x, x, k=1)
+    PRDC(precision=1.0, recall=1.0, density=1.0, coverage=1.0)
+    """
+    x, y = real.to(torch.float64), fake.to(torch.float64)
+    if k < 1 or min(len(x), len(y)) <= k:
+        raise ValueError(f"k={k} needs more than k samples a side, got {len(x)} and {len(y)}")
+    if by_matmul is None:
+        by_matmul = max(len(x), len(y)) ** 2 * x.shape[1] > MATMUL_THRESHOLD
+    mode = "use_mm_for_euclid_dist" if by_matmul else "donot_use_mm_for_euclid_dist"
+
+    def radii(a: Tensor) -> Tensor:
+        # k + 1: the nearest neighbour in the own set is the sample itself, at distance zero.
+        distances = (torch.cdist(rows, a, compute_mode=mode) for rows in a.split(block))
+        return torch.cat([each.kthvalue(k + 1, dim=1).values for each in distances])
+
+    radius_x, radius_y = radii(x), radii(y)
+    num_balls = torch.zeros(len(y), dtype=torch.long, device=x.device)  # real balls around each fake sample
+    recalled, covered = [], []
+    for part, radius in zip(x.split(block), radius_x.split(block), strict=True):
+        distances = torch.cdist(part, y, compute_mode=mode)
+        num_balls += (distances < radius[:, None]).sum(0)
+        recalled.append((distances < radius_y).any(1))
+        covered.append(distances.min(1).values < radius)
+    return PRDC(
+        precision=float((num_balls > 0).double().mean()),  # fake samples inside a real ball
+        recall=float(torch.cat(recalled).double().mean()),  # real samples inside a fake ball
+        density=float(num_balls.double().mean() / k),  # real balls per fake sample, over k
+        coverage=float(torch.cat(covered).double().mean()),  # real balls that hold a fake sample
+    )

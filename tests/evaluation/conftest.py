@@ -10,7 +10,7 @@ import torch
 from stepdistill.evaluation.embedded.evaluator import CaptionSet, Evaluator, measured_in_batches
 from stepdistill.evaluation.embedded.scorers import Answers, Verdict, border_colour
 from stepdistill.evaluation.protocols import EMOJI
-from stepdistill.metrics.networks.extractors import ClipFeatures
+from stepdistill.metrics.networks.clip import ClipFeatures
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [1.0, 1.0, 1.0]])
 

@@ -29,10 +29,10 @@ from stepdistill.evaluation.prompt_sets import PromptSet
 from stepdistill.evaluation.protocols import Benchmark
 from stepdistill.evaluation.sources import Source, describe
 from stepdistill.evaluation.timing import CostRules
-from stepdistill.metrics.distances import FeatureStats, frechet_distance_of_features
-from stepdistill.metrics.networks.extractors import ClipFeatures
-from stepdistill.metrics.networks.features import FeatureNetwork
-from stepdistill.metrics.references import ReferenceStats
+from stepdistill.metrics.distances import frechet_distance_of_features
+from stepdistill.metrics.networks.base import FeatureNetwork
+from stepdistill.metrics.networks.clip import ClipFeatures
+from stepdistill.metrics.references import FeatureStats, ReferenceStats
 from stepdistill.testing import tiny_pipeline
 
 PROTOCOL = Benchmark(

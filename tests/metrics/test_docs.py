@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from stepdistill import metrics
-from stepdistill.metrics.networks.inception_features import VARIANTS
+from stepdistill.metrics.networks.inception import VARIANTS
 from stepdistill.metrics.networks.weights import VARIABLE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")

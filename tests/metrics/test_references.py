@@ -1,4 +1,4 @@
-"""Reference statistics: our own file, and files as EDM, EDM2 and clean-fid write them."""
+"""FeatureStats and ReferenceStats: streaming, merging, and files of ours, EDM, EDM2 and clean-fid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,45 @@ import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import FeatureStats, ReferenceStats, load_reference_features
+from stepdistill.metrics import (
+    FeatureStats,
+    ReferenceStats,
+    load_reference_features,
+)
+
+
+def features(n: int, d: int, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64) @ mix + offset
+
+
+def test_one_process_reduces_to_itself() -> None:
+    stats = FeatureStats.of(features(20, 3))
+    assert stats.all_reduce() is stats
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_streaming_equals_batch(offset: float) -> None:
+    x = features(101, 7, offset=offset)
+    stats = FeatureStats.around(x[:3].mean(0))
+    for part in x.split(13):
+        stats.update(part)
+    assert stats.n == 101
+    assert torch.allclose(stats.mean, x.mean(0), rtol=1e-13)
+    assert torch.allclose(stats.cov, torch.cov(x.T), rtol=1e-10)
+
+
+def test_merge_is_associative_whatever_the_shifts() -> None:
+    x = features(90, 5, offset=100.0)
+    parts = [FeatureStats.of(part) for part in x.split([20, 30, 40])]
+    left = parts[0].merge(parts[1]).merge(parts[2])
+    right = parts[0].merge(parts[1].merge(parts[2]))
+    for merged in (left, right):
+        assert merged.n == 90
+        assert torch.allclose(merged.mean, x.mean(0), rtol=1e-14)
+        assert torch.allclose(merged.cov, torch.cov(x.T), rtol=1e-9)
+
 
 PROTOCOL = {"features": "inception/clean", "crop": ["lanczos", 256], "side": 299}
 
@@ -45,7 +83,7 @@ def test_other_protocols_are_refused() -> None:
     ours.require(PROTOCOL)
     ours.require({"crop": ("lanczos", 256), "more": 1})
     ours.require({})
-    with pytest.raises(UserError, match="side=299, not 512: the two do not compare"):
+    with pytest.raises(UserError, match="side=299, not 512: the two are not comparable"):
         ours.require({"side": 512})
 
 
@@ -81,7 +119,7 @@ class Harmful:
 def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"fid": Harmful()}))
-    with pytest.raises(UserError, match="only arrays are read"):
+    with pytest.raises(UserError, match="only arrays are allowed"):
         ReferenceStats.load(tmp_path / "x.pkl")
     assert not (tmp_path / "ran").exists()
 
@@ -99,9 +137,9 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
     for name, message in (
         ("gone.npz", "no reference at"),
-        ("text.npz", "is no .npz of reference statistics"),
-        ("odd.npz", "do not fit together"),
-        ("objects.npz", "is no .npz of reference statistics"),
+        ("text.npz", "cannot be read as .npz"),
+        ("odd.npz", "do not match"),
+        ("objects.npz", "cannot be read as .npz"),
     ):
         with pytest.raises(UserError, match=message):
             ReferenceStats.load(tmp_path / name)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from stepdistill.metrics import kernel_distance, precision_recall_density_coverage, vendi_score
-from stepdistill.metrics.distances import frechet_distance_of_features
-from stepdistill.metrics.kernels import kernel_distance_of_subsets
+from stepdistill.metrics.distances import frechet_distance_of_features, kernel_distance_of_subsets
 
 
 def sets(n: int, m: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,9 +12,8 @@ from torch import nn
 
 from stepdistill.metrics import image_files, kernel_distance
 from stepdistill.metrics.distances import frechet_distance_of_features
-from stepdistill.metrics.networks.features import read_pictures
-from stepdistill.metrics.networks.inception import InceptionV3
-from stepdistill.metrics.networks.inception_features import InceptionFeatures
+from stepdistill.metrics.networks.base import read_pictures
+from stepdistill.metrics.networks.inception import InceptionFeatures, InceptionV3
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -9,9 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from stepdistill.metrics import resizes
 from stepdistill.metrics.networks.lpips import LPIPS, TRUNKS
-from stepdistill.metrics.preprocess import centre_crop, square, to_pictures
+from stepdistill.metrics.preprocess import (
+    centre_crop,
+    pil_bicubic,
+    square,
+    tensorflow_bilinear,
+    to_pictures,
+)
 from stepdistill.testing.networks import fill_at_random
 
 
@@ -21,7 +26,7 @@ def test_clean_resize_is_bit_equal(images: torch.Tensor, size: int) -> None:
 
     resize = make_resizer("PIL", False, "bicubic", (size, size))
     theirs = np.stack([resize(each.permute(1, 2, 0).numpy()) for each in images]).transpose(0, 3, 1, 2)
-    assert np.array_equal(resizes.pil_bicubic(images, size).numpy(), theirs)
+    assert np.array_equal(pil_bicubic(images, size).numpy(), theirs)
 
 
 @pytest.mark.parametrize("size", [299, 40])
@@ -29,7 +34,7 @@ def test_tensorflow_resize_is_bit_equal(images: torch.Tensor, size: int) -> None
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
     theirs = interpolate_bilinear_2d_like_tensorflow1x(images.float(), (size, size), align_corners=False)
-    assert torch.equal(resizes.tensorflow_bilinear(images, size), theirs)
+    assert torch.equal(tensorflow_bilinear(images, size), theirs)
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 31), (41, 30), (33, 30), (30, 30)])

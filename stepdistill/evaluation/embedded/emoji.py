@@ -22,7 +22,7 @@ from stepdistill.evaluation.embedded.measurements import Measurements
 from stepdistill.evaluation.embedded.scorers import Answers
 from stepdistill.evaluation.generation import batches
 from stepdistill.evaluation.protocols import EMOJI, Protocol
-from stepdistill.metrics.networks.extractors import ClipFeatures, emoji_clip
+from stepdistill.metrics.networks.clip import ClipFeatures, emoji_clip
 from stepdistill.typing import Images
 
 

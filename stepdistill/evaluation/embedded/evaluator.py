@@ -18,8 +18,8 @@ from stepdistill.evaluation.embedded.measurements import (
 from stepdistill.evaluation.embedded.scorers import Answers, Judge
 from stepdistill.evaluation.generation import as_bytes, batches
 from stepdistill.evaluation.protocols import Protocol
-from stepdistill.metrics.accumulators import clip_score
-from stepdistill.metrics.networks.extractors import ClipFeatures, ImageFeatures
+from stepdistill.metrics.networks.clip import ClipFeatures, ImageFeatures
+from stepdistill.metrics.scorers.clip_score import clip_score
 from stepdistill.typing import Images
 
 

@@ -1,50 +1,48 @@
-"""The Inception network that FID is defined on: Inception v3 as TensorFlow trained it on 2015-12-05, up to its 2048 pooled features.
+"""FID's Inception v3 (TensorFlow's weights of 2015-12-05, 2048 pooled features), and the ways in which images are fed to it.
 
-The graph differs from torchvision's: padding is left out of average pools, the last block pools by maximum, and there is no auxiliary
-head (the patches of https://github.com/mseitzer/pytorch-fid, Apache-2.0, whose conversion of the weights this module reads).
+The graph differs from torchvision's: average pools exclude padding, the last block uses max pooling, and there is no
+auxiliary head (https://github.com/mseitzer/pytorch-fid, Apache-2.0, whose conversion of the weights this module reads).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.networks.weights import WeightFile, read_tensors
+from stepdistill.metrics.networks.base import FeatureNetwork
+from stepdistill.metrics.networks.weights import Location, WeightFile, read_tensors, sha256
+from stepdistill.metrics.preprocess import (
+    ImagesOrPictures,
+    pil_bicubic,
+    same_size_batches,
+    tensorflow_bilinear,
+    torch_resize,
+)
 
 INCEPTION_WEIGHTS = WeightFile(
-    name="pt_inception-2015-12-05-6726825d.pth",
+    "pt_inception-2015-12-05-6726825d.pth",
+    "6726825d",
     url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    sha256="6726825d",
 )
 
 Kernel = int | tuple[int, int]
 Pool = Literal["average", "maximum", "halve"]
+Convolution = tuple[str, int, Kernel]
+"""Name, output channels and kernel."""
+Branch = tuple[list[Convolution], list[Convolution]]
+"""A trunk of convolutions in sequence, and tips in parallel on its output."""
 
 
-class Convolution(NamedTuple):
-    """One convolution of a mixed block."""
-
-    name: str
-    channels: int
-    kernel: Kernel
-
-
-class Branch(NamedTuple):
-    """A trunk of convolutions one after the other, then tips side by side on its output."""
-
-    trunk: list[Convolution]
-    tips: list[Convolution]
-
-
-def branch(*steps: tuple[str, int, Kernel]) -> Branch:
-    """A branch without a fork."""
-    trunk = [Convolution(*step) for step in steps]
-    return Branch(trunk[:-1], trunk[-1:])
+def branch(*steps: Convolution) -> Branch:
+    """A branch with a single tip."""
+    return list(steps[:-1]), list(steps[-1:])
 
 
 class ConvBN(nn.Module):
@@ -57,24 +55,22 @@ class ConvBN(nn.Module):
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (sides[0] // 2, sides[1] // 2) if is_padded else 0
         self.conv = nn.Conv2d(in_channels, out_channels, sides, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
+        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)  # TensorFlow's default
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) to (B, out, H', W')."""
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
 class Mixed(nn.Module):
     """Branches of convolutions and a pool, concatenated over channels.
 
-    With `pool="halve"` the pool and the tips have stride 2 and no padding; otherwise the size is kept, and a convolution
-    with `pooled` channels follows the pool.
+    With `pool="halve"` pool and tips have stride 2 and no padding. Otherwise the size is kept, and a convolution with `pooled`
+    channels follows the pool.
     """
 
     def __init__(self, in_channels: int, branches: list[Branch], pool: Pool, pooled: int = 0) -> None:
         super().__init__()
         self.branches, self.pool = branches, pool
-        self.out_channels = pooled if pooled else in_channels
         is_halved = pool == "halve"
         for trunk, tips in branches:
             channels = in_channels
@@ -84,18 +80,16 @@ class Mixed(nn.Module):
             for name, width, kernel in tips:
                 stride = 2 if is_halved else 1
                 self.add_module(name, ConvBN(channels, width, kernel, stride=stride, is_padded=not is_halved))
-                self.out_channels += width
         if pooled:
             self.branch_pool = ConvBN(in_channels, pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) to (B, out, H', W')."""
         outputs = []
         for trunk, tips in self.branches:
             y = x
-            for step in trunk:
-                y = self.get_submodule(step.name)(y)
-            outputs += [self.get_submodule(tip.name)(y) for tip in tips]
+            for name, _, _ in trunk:
+                y = self.get_submodule(name)(y)
+            outputs += [self.get_submodule(name)(y) for name, _, _ in tips]
         return torch.cat([*outputs, self._pooled(x)], 1)
 
     def _pooled(self, x: Tensor) -> Tensor:
@@ -103,6 +97,7 @@ class Mixed(nn.Module):
             return F.max_pool2d(x, 3, stride=2)
         if self.pool == "maximum":
             return self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))
+        # TensorFlow averages over the pixels inside the image only.
         return self.branch_pool(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
 
 
@@ -145,21 +140,20 @@ def _mixed_7a(in_channels: int) -> Mixed:
 
 def _mixed_7(in_channels: int, pool: Pool) -> Mixed:
     def fork(name: str) -> list[Convolution]:
-        return [Convolution(f"{name}a", 384, (1, 3)), Convolution(f"{name}b", 384, (3, 1))]
+        return [(f"{name}a", 384, (1, 3)), (f"{name}b", 384, (3, 1))]
 
-    double = [Convolution("branch3x3dbl_1", 448, 1), Convolution("branch3x3dbl_2", 384, 3)]
-    branches = [
+    branches: list[Branch] = [
         branch(("branch1x1", 320, 1)),
-        Branch([Convolution("branch3x3_1", 384, 1)], fork("branch3x3_2")),
-        Branch(double, fork("branch3x3dbl_3")),
+        ([("branch3x3_1", 384, 1)], fork("branch3x3_2")),
+        ([("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3)], fork("branch3x3dbl_3")),
     ]
     return Mixed(in_channels, branches, pool, pooled=192)
 
 
 class InceptionV3(nn.Module):
-    """The network with random weights; `load_inception` reads the published ones.
+    """The network, with random weights until `load_inception` reads the published ones.
 
-    Pixels (B, 3, 299, 299) in [-1, 1] to features (B, 2048). Module names are those of the published state dict.
+    Maps pixels (B, 3, 299, 299) in [-1, 1] to features (B, 2048). Modules are named as in the published state dict.
     """
 
     num_features = 2048
@@ -176,17 +170,14 @@ class InceptionV3(nn.Module):
         self.Mixed_5c = _mixed_5(256, pooled=64)
         self.Mixed_5d = _mixed_5(288, pooled=64)
         self.Mixed_6a = _mixed_6a(288)
-        self.Mixed_6b = _mixed_6(768, width=128)
-        self.Mixed_6c = _mixed_6(768, width=160)
-        self.Mixed_6d = _mixed_6(768, width=160)
-        self.Mixed_6e = _mixed_6(768, width=192)
+        for letter, width in zip("bcde", (128, 160, 160, 192), strict=True):
+            self.add_module(f"Mixed_6{letter}", _mixed_6(768, width))
         self.Mixed_7a = _mixed_7a(768)
         self.Mixed_7b = _mixed_7(1280, "average")
         self.Mixed_7c = _mixed_7(2048, "maximum")
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pooled features (B, 2048)."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixels)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
         x = F.max_pool2d(x, 3, stride=2)
@@ -196,23 +187,77 @@ class InceptionV3(nn.Module):
         return x.mean((2, 3))
 
 
-def load_inception(path: str | Path | None = None) -> InceptionV3:
-    """The network with the weights of 2015-12-05, from `path` or wherever `INCEPTION_WEIGHTS` is found.
+def load_inception(path: Location = None) -> InceptionV3:
+    """Load the weights of 2015-12-05, located by `WeightFile.locate`.
 
     Raises:
-        UserError: no weights, or those of another network.
+        UserError: the weights are missing, or belong to another network.
     """
     file = INCEPTION_WEIGHTS.locate(path)
-    tensors = read_tensors(file)
     network = InceptionV3()
-    missing, unexpected = network.load_state_dict(tensors, strict=False)
-    # The classifier is not part of the features; the batch norms' counters are not used in evaluation.
+    missing, unexpected = network.load_state_dict(read_tensors(file), strict=False)
+    # Features end before the classifier; the counters of the batch norms are not used in evaluation.
     unexpected = [name for name in unexpected if not name.startswith("fc.")]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
-        odd = (missing + unexpected)[0]
         raise UserError(
-            f"{file} holds another network than FID's Inception ({odd} does not fit): give {INCEPTION_WEIGHTS.name}, "
+            f"{file} is not FID's Inception ({(missing + unexpected)[0]} does not match): give {INCEPTION_WEIGHTS.name}, "
             "the conversion that pytorch-fid publishes"
         )
     return network
+
+
+@dataclass(frozen=True)
+class InceptionVariant:
+    """How uint8 images become the network's input."""
+
+    resize: Callable[[Tensor, int], Tensor]
+    scaling: Literal["(x-128)/128", "2x/255-1"] = "(x-128)/128"
+
+    def __call__(self, images: Tensor, side: int) -> Tensor:
+        """Convert uint8 images (B, 3, H, W) to pixels (B, 3, side, side)."""
+        levels = self.resize(images, side)
+        return (levels - 128) / 128 if self.scaling == "(x-128)/128" else 2 * (levels / 255) - 1
+
+
+def _clean_fast(images: Tensor, size: int) -> Tensor:
+    return torch_resize(images, size, mode="bicubic", antialias=True).clamp(0, 255)
+
+
+VARIANTS = {
+    "clean": InceptionVariant(pil_bicubic),  # clean-fid: DMD, DMD2, the GigaGAN line
+    "legacy_tf": InceptionVariant(tensorflow_bilinear),  # TensorFlow, torch-fidelity, StyleGAN, EDM
+    "pytorch_fid": InceptionVariant(partial(torch_resize, mode="bilinear", antialias=False), "2x/255-1"),
+    "torchmetrics": InceptionVariant(partial(torch_resize, mode="bilinear", antialias=True)),
+    "clean_fast": InceptionVariant(_clean_fast),  # `clean` within 0.001 levels, on the images' device
+}
+"""FID variants by name; they do not agree with each other."""
+
+
+class InceptionFeatures(FeatureNetwork):
+    """The 2048 features of FID under one of `VARIANTS`, from 8-bit pictures; float images are rounded."""
+
+    def __init__(
+        self, network: InceptionV3, variant: str = "clean", *, weights_digest: str | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.variant = VARIANTS[variant]
+        self.weights_digest = weights_digest
+        self.name = f"inception/{variant}"
+        self.num_features = network.num_features
+
+    @classmethod
+    def load(cls, variant: str = "clean", weights: Location = None) -> InceptionFeatures:
+        """Load the published weights, located by `WeightFile.locate`."""
+        file = INCEPTION_WEIGHTS.locate(weights)
+        return cls(load_inception(file), variant, weights_digest=sha256(file)[:16])
+
+    def protocol(self) -> dict[str, Any]:
+        return super().protocol() | {"weights": self.weights_digest}
+
+    @torch.no_grad()
+    def forward(self, images: ImagesOrPictures) -> Tensor:
+        device = next(self.network.parameters()).device
+        parts = [self.variant(batch.to(device), self.network.side) for batch in same_size_batches(images)]
+        return self.network(torch.cat(parts)).float()

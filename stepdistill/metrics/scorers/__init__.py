@@ -1,1 +1,1 @@
-"""Scorers of a picture and its prompt."""
+"""Scorers of an image and its prompt: CLIP score, HPS, PickScore, ImageReward, aesthetic score, and external programs."""

@@ -1,10 +1,10 @@
-"""Scorers that live in another environment: a command reads a manifest of pictures and writes their scores.
+"""Scorers in another environment: a command reads a manifest of pictures and writes their scores.
 
-HPSv3 needs it, whose package pins an older transformers; so may any other scorer. The command is called as
-`COMMAND... MANIFEST SCORES`, once for a whole set of pictures. Both files are JSON lines:
+Written for HPSv3, whose package pins an older transformers; works for any program. The command runs once for a whole set,
+as `COMMAND... MANIFEST SCORES`. Both files are JSON lines:
 
-    {"index": 0, "image": "pictures/00000.png", "prompt": "a cat"}        the manifest, written here
-    {"index": 0, "score": 7.25}                                         the scores, in any order, written by the command
+    {"index": 0, "image": "pictures/00000.png", "prompt": "a cat"}      the manifest, written here
+    {"index": 0, "score": 7.25}                                         the scores in any order, written by the command
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import Tensor
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.preprocess import ImagesOrPictures, as_pictures
-from stepdistill.metrics.scorers.prompt_scorers import check_lengths
+from stepdistill.metrics.scorers.base import check_lengths
 
 
 class CommandScorer:
-    """Scores by a command of the user's. It ranks; no gradient comes back.
+    """A scorer that runs a user's command. It can rank, but has no gradient.
 
     Args:
         command: the program and its arguments, as a list or as a shell would split it.
-        name: as numbers are labelled.
+        name: label of the numbers.
     """
 
     def __init__(self, command: str | Sequence[str], *, name: str) -> None:
@@ -41,11 +41,10 @@ class CommandScorer:
         self.name = name
 
     def description(self) -> dict[str, Any]:
-        """Name and command."""
         return {"name": self.name, "command": self.command}
 
     def __call__(self, images: ImagesOrPictures, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images in [0, 1] or pictures: saved as PNG, scored, deleted."""
+        """Return scores (B,) of images in [0, 1] or pictures, written to temporary PNG files."""
         check_lengths(images, prompts)
         with tempfile.TemporaryDirectory(prefix="stepdistill-scorer-") as folder:
             files = [Path(folder) / f"{number:05d}.png" for number in range(len(images))]
@@ -54,13 +53,12 @@ class CommandScorer:
             return self.score_files(files, prompts)
 
     def score_files(self, files: Sequence[Path], prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of picture files, by one call of the command.
+        """Return scores (B,) of picture files, from one call of the command.
 
         Raises:
-            UserError: the command cannot be run or fails, or does not give one finite score for each picture.
+            UserError: the command cannot be run, fails, or does not write one finite score per picture.
         """
-        if len(files) != len(prompts):
-            raise ValueError(f"{len(files)} pictures but {len(prompts)} prompts")
+        check_lengths(files, prompts)
         with tempfile.TemporaryDirectory(prefix="stepdistill-scorer-") as folder:
             manifest, scores = Path(folder) / "manifest.jsonl", Path(folder) / "scores.jsonl"
             rows = [
@@ -79,13 +77,13 @@ class CommandScorer:
         except OSError as error:
             raise UserError(f"the scorer '{self.name}' cannot be run: {error}") from error
         if done.returncode != 0:
-            last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
             raise UserError(f"the scorer '{self.name}' failed with exit code {done.returncode}: {last}")
 
     def _read(self, file: Path, count: int) -> Tensor:
         if not file.is_file():
             raise UserError(
-                f"the scorer '{self.name}' wrote no scores: its last argument names the file to write"
+                f"the scorer '{self.name}' wrote no scores: it must write the file named by its last argument"
             )
         found: dict[int, float] = {}
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -94,7 +92,7 @@ class CommandScorer:
                 found[int(row["index"])] = float(row["score"])
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
-                    f"the scorer '{self.name}' wrote no score in line {number}: it needs "
+                    f"the scorer '{self.name}' wrote no score in line {number}: expected "
                     '{"index": 0, "score": 1.5}, not ' + line[:80]
                 ) from error
         if found.keys() != set(range(count)):
@@ -104,23 +102,3 @@ class CommandScorer:
         if not all(map(math.isfinite, found.values())):
             raise UserError(f"the scorer '{self.name}' wrote a score that is not finite")
         return torch.tensor([found[index] for index in range(count)], dtype=torch.float32)
-
-
-def hpsv3_scorer(
-    *, python: str | Path | None = None, command: str | Sequence[str] | None = None
-) -> CommandScorer:
-    """HPSv3 (https://arxiv.org/abs/2508.03789): the mean of the predicted reward, by a model of 7 billion parameters.
-
-    Args:
-        python: the interpreter of an environment where `pip install hpsv3` was run; `hpsv3_bridge.py` runs in it.
-        command: instead of it, any command that follows this module's protocol.
-
-    Raises:
-        UserError: neither is given.
-    """
-    if command is None and python is None:
-        raise UserError(
-            "hps/v3 runs in its own environment: pip install hpsv3 there, and give python=/path/to/its/bin/python"
-        )
-    bridge = Path(__file__).with_name("hpsv3_bridge.py")
-    return CommandScorer(command or [str(python), str(bridge)], name="hps/v3")

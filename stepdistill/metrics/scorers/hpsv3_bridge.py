@@ -1,7 +1,7 @@
-"""Runs in HPSv3's own environment, where nothing of stepdistill is: `python hpsv3_bridge.py MANIFEST SCORES`.
+"""Score a manifest in HPSv3's own environment, without stepdistill: `python hpsv3_bridge.py MANIFEST SCORES`.
 
-The files are described in `stepdistill/metrics/external.py`. Written for Python 3.8 and hpsv3 1.0.0, whose rewards are pairs of
-a mean and a spread; the mean is the score.
+`stepdistill/metrics/scorers/external.py` describes the files. Written for Python 3.8 and hpsv3 1.0.0, whose rewards are pairs
+of mean and spread; the score is the mean.
 """
 
 import json

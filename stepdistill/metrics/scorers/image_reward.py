@@ -1,8 +1,8 @@
-"""ImageReward (https://arxiv.org/abs/2304.05977): BLIP reads picture and prompt together, a linear head rates them.
+"""ImageReward (https://arxiv.org/abs/2304.05977): BLIP encodes image and prompt together, a linear head rates them.
 
-The published weights carry the names of BLIP's own code. They become transformers' BLIP by renaming alone; nothing of the
-`image-reward` package is needed. Two of transformers' defaults are not BLIP's and are set here: the vision tower's normalisation
-adds 1e-6 (not 1e-5), and the text tower has one head for every 64 dimensions.
+The published weights use BLIP's own names and are renamed to transformers' BLIP, without the `image-reward` package. Two
+settings differ from transformers' defaults: the vision tower's norms have eps 1e-6 (not 1e-5), and the text tower has one
+head per 64 dimensions.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
+    BertTokenizer,
     BlipTextConfig,
     BlipTextModel,
     BlipVisionConfig,
@@ -21,12 +22,19 @@ from transformers import (
 )
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.networks.transforms import PictureTransform
-from stepdistill.metrics.scorers.prompt_scorers import NetworkScorer, linear_head
+from stepdistill.metrics.networks.weights import Location, WeightFile, pretrained, read_tensors
+from stepdistill.metrics.preprocess import Preprocess
+from stepdistill.metrics.scorers.base import NetworkScorer, linear_head
 
+IMAGE_REWARD = WeightFile(
+    "ImageReward.pt",
+    "d71dc8d4912bc633c06ab8ef1ef6a81e8199d4369f14b47b29baf1d19de561f6",
+    repo="THUDM/ImageReward",
+)
+
+# Mean and standard deviation of the head's output over the training set, where the reward has mean 0 and variance 1.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of the head's output over the training set: the reward has mean 0 and variance 1 there."""
-MAX_TOKENS = 35
+MAX_TOKENS = 35  # as in the authors' code; longer prompts are truncated
 HEAD_WIDTH = 64
 HEAD = (1024, 128, 64, 16, 1)
 
@@ -50,15 +58,15 @@ _UNUSED = ("blip.vision_proj.", "blip.text_proj.")
 
 
 class ImageRewardScorer(NetworkScorer):
-    """The reward of a picture for a prompt: about -2 to 2, mean 0 over its training set.
+    """The reward of an image for a prompt, about -2 to 2.
 
     Args:
-        vision: the picture tower.
-        text: the prompt tower, with cross-attention to the picture.
-        head: the first token's state to one number.
+        vision: the image tower.
+        text: the prompt tower, with cross-attention to the image.
+        head: state of the first token to one number.
         tokenizer: BERT's, lower case.
-        name: as numbers are labelled.
-        model: name and hash of the weights.
+        name: label of the numbers.
+        model: name and checksum of the weights.
     """
 
     def __init__(
@@ -76,17 +84,17 @@ class ImageRewardScorer(NetworkScorer):
         self.tokenizer = tokenizer
         self.name, self.model = name, model
         size: Any = vision.config.image_size
-        self.transform = PictureTransform(size)
+        self.preprocess = Preprocess(size)
         self.eval().requires_grad_(False)
 
     @classmethod
     def from_weights(
         cls, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase, **names: str
     ) -> ImageRewardScorer:
-        """The scorer of the published state dict.
+        """Build the scorer from the published state dict.
 
         Raises:
-            UserError: a weight is missing, or there is one too many.
+            UserError: a weight is missing or unexpected.
         """
         vision, text, head = split_weights(weights)
         try:
@@ -95,17 +103,18 @@ class ImageRewardScorer(NetworkScorer):
                 BlipTextModel(_text_config(text), add_pooling_layer=False),
             )
         except KeyError as error:
-            raise UserError(f"these are no weights of ImageReward: {error} is missing") from error
+            raise UserError(f"these are not the weights of ImageReward: {error} is missing") from error
         networks = (*towers, linear_head([text["embeddings.word_embeddings.weight"].shape[1], *HEAD]))
         for network, state in zip(networks, (vision, text, head), strict=True):
             wrong = sorted(network.state_dict().keys() ^ state.keys())
             if wrong:
-                raise UserError(f"these are no weights of ImageReward: '{wrong[0]}' is missing or too many")
+                raise UserError(
+                    f"these are not the weights of ImageReward: '{wrong[0]}' is missing or unexpected"
+                )
             network.load_state_dict(state)
         return cls(*networks, tokenizer, **names)
 
     def rate(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-        """`(head(text tower's first state given the picture) - mean) / std`."""
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(self.device)
@@ -116,14 +125,27 @@ class ImageRewardScorer(NetworkScorer):
         return (self.head(states[:, 0]).squeeze(1).float() - MEAN) / STD
 
     def description(self) -> dict[str, Any]:
-        """Model and preprocessing."""
         return super().description() | {"model": self.model}
+
+
+def image_reward_scorer(*, weights: Location = None, tokenizer: Location = None) -> ImageRewardScorer:
+    """Load ImageReward-v1.0.
+
+    Args:
+        weights: `ImageReward.pt`, or the folder that holds it.
+        tokenizer: folder of the tokenizer of bert-base-uncased.
+    """
+    file = IMAGE_REWARD.locate(weights)
+    model = IMAGE_REWARD.label("ImageReward", file)
+    name = "image_reward" if IMAGE_REWARD.is_published(file) else f"image_reward:{model}"
+    words = pretrained(BertTokenizer, "google-bert/bert-base-uncased", tokenizer)
+    return ImageRewardScorer.from_weights(read_tensors(file), words, name=name, model=model)
 
 
 def split_weights(
     weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """The published weights as those of the picture tower, the prompt tower and the head, under transformers' names."""
+    """Split the published weights into image tower, prompt tower and head, under transformers' names."""
     vision: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
@@ -136,7 +158,7 @@ def split_weights(
         elif name.startswith("mlp.layers."):
             head[name.removeprefix("mlp.layers.")] = value
         elif not name.startswith(_UNUSED):
-            raise UserError(f"'{name}' is no weight of ImageReward")
+            raise UserError(f"'{name}' does not belong to ImageReward")
     return vision, text, head
 
 

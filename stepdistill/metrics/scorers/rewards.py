@@ -1,4 +1,4 @@
-"""Rewards by name, as recipes write them: every scorer of `stepdistill.metrics`, or any function of the user's."""
+"""Rewards by their name in a recipe: every scorer of `stepdistill.metrics`, or a user's function."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pydantic import ValidationError
 from stepdistill.critics.config import RewardConfig
 from stepdistill.critics.reward import Reward
 from stepdistill.errors import UserError
-from stepdistill.metrics.scorers.named_scorers import load_scorer
-from stepdistill.metrics.scorers.prompt_scorers import CallableScorer, NetworkScorer
+from stepdistill.metrics.scorers.base import CallableScorer, NetworkScorer
+from stepdistill.metrics.scorers.loading import load_scorer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_reward(reward: str | Mapping[str, Any] | RewardConfig) -> Reward:
-    """A reward by the name of a scorer, by a recipe's `{name: ..., weights: ...}`, or by `package.module:function`.
+    """Load a reward by a scorer's name, a recipe's `{name: ..., weights: ...}`, or `package.module:function`.
 
-    The scorers that are networks are differentiable in the images and follow them to their device; a command of the user's
-    can only rank. Values are in the scorer's own units: `clip/...` are 100 times the cosine, `emoji_clip` is the cosine.
+    Network scorers are differentiable in the images and move to their device; a command can only rank. Values are in the
+    scorer's units: `clip/...` is 100 times the cosine, `emoji_clip` the cosine.
 
     Raises:
-        UserError: there is no such reward, it has no such option, or its weights are missing.
+        UserError: the reward or one of its options is unknown, or its weights are missing.
     """
     try:
         config = RewardConfig.model_validate(reward)

@@ -8,13 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BertTokenizer
+from transformers import (
+    BertTokenizer,
+)
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.scorers.image_reward import MAX_TOKENS, MEAN, STD, ImageRewardScorer
 
 WIDTH, LAYERS, PATCH, GRID = {"vision": 128, "text": 192}, 2, 8, 2
+
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "##s", "red", "blue"]
+
+
 SIDE = PATCH * GRID
 
 
@@ -145,10 +151,10 @@ def test_equals_the_model_written_out(scorer: ImageRewardScorer) -> None:
 
 def test_pictures_are_resized_to_the_models_size(scorer: ImageRewardScorer) -> None:
     images = torch.rand(2, 3, 40, 30, generator=torch.Generator().manual_seed(2))
-    assert scorer.transform.size == SIDE
+    assert scorer.preprocess.size == SIDE
     scores = scorer(images, ["a cat", "a dog"])
     assert scores.shape == (2,)
-    assert torch.equal(scores, scorer.rate(scorer.transform(images), ["a cat", "a dog"]))
+    assert torch.equal(scores, scorer.rate(scorer.preprocess(images), ["a cat", "a dog"]))
     assert not torch.allclose(scores, scorer(images, ["red", "blue"]))
 
 

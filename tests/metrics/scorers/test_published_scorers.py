@@ -1,6 +1,6 @@
 """The published weights: values that their authors print, and relations that must hold. Fetches about 20 GB.
 
-`STEPDISTILL_NETWORK_TESTS=1 python -m pytest tests/metrics/test_published_scorers.py`
+`STEPDISTILL_NETWORK_TESTS=1 python -m pytest tests/metrics/scorers/test_published_scorers.py`
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from stepdistill.metrics.networks.weights import WeightFile
-from stepdistill.metrics.scorers.clip_sources import CLIP_SOURCES
-from stepdistill.metrics.scorers.named_scorers import load_scorer
+from stepdistill.metrics.scorers.clip_score import CLIP_VARIANTS
+from stepdistill.metrics.scorers.loading import load_scorer
 
 pytestmark = pytest.mark.network
 
@@ -34,7 +34,7 @@ PRINTED = [0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.02956
 def pictures() -> list[Image.Image]:
     """The four example pictures of ImageReward's repository, best first."""
     files: list[Path] = [
-        WeightFile(f"image-reward-{name}", f"{ADDRESS}/{name}", digest).locate()
+        WeightFile(f"image-reward-{name}", digest, url=f"{ADDRESS}/{name}").locate()
         for name, digest in HASHES.items()
     ]
     return [Image.open(file).convert("RGB") for file in files]
@@ -45,8 +45,7 @@ def test_image_reward_gives_the_printed_rewards(pictures: list[Image.Image]) -> 
     assert scores.tolist() == pytest.approx(PRINTED, abs=0.02)
 
 
-@pytest.mark.parametrize("name", [f"clip/{model}" for model in CLIP_SOURCES if model.startswith("vit")]
-                         + ["clip/vit-g-14-laion2b-dmd2", "hps/v2.0", "hps/v2.1", "pickscore/logit", "image_reward"])  # fmt: skip
+@pytest.mark.parametrize("name", [*CLIP_VARIANTS, "hps/v2.0", "hps/v2.1", "pickscore/logit", "image_reward"])  # fmt: skip
 def test_the_right_prompt_scores_above_another(pictures: list[Image.Image], name: str) -> None:
     scorer = load_scorer(name)
     assert scorer(pictures[:1], [PROMPT]) > scorer(pictures[:1], [OTHER])

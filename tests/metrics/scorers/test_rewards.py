@@ -1,4 +1,4 @@
-"""Rewards: every scorer by its name, as recipes write it; gradients where the scorer is a network."""
+"""Rewards by their name in a recipe, with gradients if the scorer is a network."""
 
 from __future__ import annotations
 
@@ -9,36 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import CLIPConfig, CLIPModel
 
 from stepdistill.critics.config import RewardConfig
 from stepdistill.data.emoji import EmojiWorld
 from stepdistill.errors import UserError
-from stepdistill.metrics.networks.extractors import emoji_clip
+from stepdistill.metrics.networks.clip import emoji_clip
 from stepdistill.metrics.scorers.rewards import load_reward
-from stepdistill.testing.tiny import tiny_tokenizer
 from stepdistill.training.recipe import parse_recipe
 
 PROMPTS = ["a", "b c"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP model for 16 x 16 pictures."""
-    torch.manual_seed(0)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    words, path = tiny_tokenizer(16), tmp_path_factory.mktemp("clip") / "tiny"
-    text = tower | {
-        "vocab_size": len(words),
-        "max_position_embeddings": 16,
-        "eos_token_id": words.eos_token_id,
-    }
-    config = CLIPConfig(
-        text_config=text, vision_config=tower | {"image_size": 16, "patch_size": 8}, projection_dim=8
-    )
-    CLIPModel(config).save_pretrained(path)
-    words.save_pretrained(path)
-    return path
 
 
 def test_emoji_clip_prefers_the_right_caption_and_has_a_gradient() -> None:
@@ -55,16 +34,16 @@ def test_emoji_clip_prefers_the_right_caption_and_has_a_gradient() -> None:
 
 
 def test_emoji_clip_is_the_cosine_of_its_model() -> None:
-    images, eye = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), emoji_clip()
-    expected = torch.cosine_similarity(eye(images), eye.texts(["cat", "red heart"]))
+    images, network = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), emoji_clip()
+    expected = torch.cosine_similarity(network(images), network.texts(["cat", "red heart"]))
     assert torch.allclose(load_reward("emoji_clip")(images, ["cat", "red heart"]), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
     "name", ["hps/v2.0", "hps/v2.1", "pickscore", "pickscore/cosine", "clip/vit-l-14-openai"]
 )
-def test_named_scorers_are_differentiable_rewards(folder: Path, name: str) -> None:
-    reward = load_reward({"name": name, "weights": str(folder)})
+def test_named_scorers_are_differentiable_rewards(clip_folder: Path, name: str) -> None:
+    reward = load_reward({"name": name, "weights": str(clip_folder)})
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     values = reward(images, PROMPTS)
     values.sum().backward()
@@ -72,8 +51,8 @@ def test_named_scorers_are_differentiable_rewards(folder: Path, name: str) -> No
     assert images.grad.abs().amax((1, 2, 3)).min() > 0
 
 
-def test_a_step_along_the_gradient_raises_the_reward(folder: Path) -> None:
-    reward = load_reward(RewardConfig(name="pickscore", weights=str(folder)))
+def test_a_step_along_the_gradient_raises_the_reward(clip_folder: Path) -> None:
+    reward = load_reward(RewardConfig(name="pickscore", weights=str(clip_folder)))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
     before = reward(images, PROMPTS)
     (direction,) = torch.autograd.grad(before.sum(), images)
@@ -81,10 +60,10 @@ def test_a_step_along_the_gradient_raises_the_reward(folder: Path) -> None:
     assert (reward((images + step).detach(), PROMPTS) > before).all()
 
 
-def test_precision_of_the_weights(folder: Path) -> None:
+def test_precision_of_the_weights(clip_folder: Path) -> None:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-    half = load_reward({"name": "hps/v2.1", "weights": str(folder), "dtype": "bf16"})(images, PROMPTS)
-    full = load_reward({"name": "hps/v2.1", "weights": str(folder)})(images, PROMPTS)
+    half = load_reward({"name": "hps/v2.1", "weights": str(clip_folder), "dtype": "bf16"})(images, PROMPTS)
+    full = load_reward({"name": "hps/v2.1", "weights": str(clip_folder)})(images, PROMPTS)
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     assert torch.allclose(half, full, atol=3.0)

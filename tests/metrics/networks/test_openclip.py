@@ -1,4 +1,4 @@
-"""open_clip's weights as a transformers model: the same embeddings, tower by tower."""
+"""open_clip's weights as a transformers model: equal embeddings, tower by tower."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.networks.clip_weights import ARCHITECTURES, Architecture, clip_model, from_open_clip
+from stepdistill.metrics.networks.openclip import ARCHITECTURES, Architecture, clip_model, from_open_clip
 from stepdistill.testing import open_clip as reference
 
 TINY = Architecture(vision_heads=reference.HEADS["visual"], text_heads=reference.HEADS["text"])
+
+
 QUICK = Architecture(TINY.vision_heads, TINY.text_heads, "quick_gelu")
+
+
 STATE = reference.random_state()
 
 
@@ -68,7 +72,7 @@ def test_either_naming_and_precision_loads() -> None:
         ({"visual.attnpool.probe": torch.zeros(1)}, "attnpool"),
         ({"transformer.resblocks.1.ln_1.bias": None}, "1 weights are missing"),
         ({"token_embedding.weight": None}, "token_embedding"),
-        ({"ln_final.bias": torch.zeros(3)}, "another shape"),
+        ({"ln_final.bias": torch.zeros(3)}, "of another shape"),
     ],
 )
 def test_other_weights_are_refused(change: dict[str, torch.Tensor | None], message: str) -> None:

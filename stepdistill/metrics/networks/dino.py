@@ -1,8 +1,9 @@
-"""DINOv2 features: FD-DINOv2 when put into a Frechet distance, https://arxiv.org/abs/2306.04675."""
+"""DINOv2 features: FD-DINOv2 in a Frechet distance, https://arxiv.org/abs/2306.04675."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Model
 
 from stepdistill.data.cache import fingerprint
-from stepdistill.metrics import resizes
-from stepdistill.metrics.networks.features import FeatureNetwork
+from stepdistill.metrics.networks.base import FeatureNetwork
 from stepdistill.metrics.networks.weights import pretrained
 from stepdistill.metrics.preprocess import (
     IMAGENET_MEAN,
@@ -23,12 +23,15 @@ from stepdistill.metrics.preprocess import (
     as_pictures,
     normalise,
     of_pictures,
+    pil_bicubic,
     same_size_batches,
+    torch_resize,
 )
 
 DINOV2_LARGE = "facebook/dinov2-large"
+# The published code adds 0.1 to the target grid, lest `interpolate` round its size down
+# (https://github.com/facebookresearch/dino/issues/8).
 GRID_OFFSET = 0.1
-"""Added to the number of patches a side before position embeddings are resized: a constant of the published network."""
 
 
 def _pil(images: ImagesOrPictures, side: int) -> Tensor:
@@ -36,24 +39,23 @@ def _pil(images: ImagesOrPictures, side: int) -> Tensor:
     return of_pictures(pictures).float()
 
 
-def _resized(resize: Callable[[Tensor, int], Tensor]) -> Callable[[ImagesOrPictures, int], Tensor]:
+def _batched(resize: Callable[[Tensor, int], Tensor]) -> Callable[[ImagesOrPictures, int], Tensor]:
     return lambda images, side: torch.cat([resize(batch, side) for batch in same_size_batches(images)])
 
 
 RESIZES: dict[str, Callable[[ImagesOrPictures, int], Tensor]] = {
-    "pil": _pil,
-    "clean": _resized(resizes.pil_bicubic),
-    "edm2": _resized(resizes.torch_bicubic_antialiased),
+    "pil": _pil,  # 8-bit bicubic: dgm-eval's default and EDM2's slow reference
+    "clean": _batched(pil_bicubic),  # dgm-eval's --clean_resize
+    "edm2": _batched(partial(torch_resize, mode="bicubic", antialias=True)),  # EDM2's default
 }
-"""`pil`: 8-bit bicubic, dgm-eval's default and EDM2's slow reference; `clean`: dgm-eval's `--clean_resize`; `edm2`: EDM2's default."""
 
 
 class DinoFeatures(FeatureNetwork):
-    """The class token of DINOv2 after its last norm; pictures are squeezed to 224 x 224, nothing is cropped.
+    """The class token of DINOv2 after the last norm, from pictures resized to 224 x 224 without a crop.
 
-    Takes the model over: its position embeddings are resized once, as the published network does it
-    (https://github.com/facebookresearch/dinov2, `interpolate_pos_encoding`). transformers leaves out that network's offset
-    of 0.1 patches, so its features are not those of the published distances.
+    Modifies the model: its position embeddings are resized once, as in the published code
+    (https://github.com/facebookresearch/dinov2, `interpolate_pos_encoding`). transformers omits the offset of 0.1 patches
+    there, so its own features do not reproduce published distances.
     """
 
     def __init__(
@@ -74,26 +76,24 @@ class DinoFeatures(FeatureNetwork):
     def load(
         cls, path: str | Path | None = None, *, resize: str = "pil", hub_id: str = DINOV2_LARGE
     ) -> DinoFeatures:
-        """The published weights, from a folder first; see `weights.pretrained`."""
+        """Load the published weights from `path`, or by `weights.pretrained`."""
         model = pretrained(Dinov2Model, hub_id, path, dtype=torch.float32)
         return cls(model, resize=resize, name=hub_id.split("/")[-1])
 
     def protocol(self) -> dict[str, Any]:
-        """Resize, side and weights."""
         return super().protocol() | {"side": self.side, "weights": self.weights_digest}
 
     @torch.no_grad()
     def forward(self, images: ImagesOrPictures) -> Tensor:
-        """Features (B, hidden)."""
         levels = self.resize(images, self.side).to(self.model.device)
         pixels = normalise(levels / 255, IMAGENET_MEAN, IMAGENET_STD)
         return self.model(pixel_values=pixels).last_hidden_state[:, 0].float()
 
 
 def published_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1, 1 + M*M, d) resized to (1, 1 + grid*grid, d), the class token's first.
+    """Resize position embeddings (1, 1 + M*M, d), class token first, to (1, 1 + grid*grid, d).
 
-    The scale is `(grid + 0.1) / M`, so that sampling points lie a little off those of a plain resize to `grid`.
+    The scale factor is `(grid + 0.1) / M`, so the sampling points are slightly off those of a plain resize to `grid`.
     """
     token, patches = positions[:, :1].detach(), positions[:, 1:].detach()
     trained = round(patches.shape[1] ** 0.5)

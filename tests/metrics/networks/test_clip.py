@@ -1,25 +1,29 @@
-"""CLIP features against transformers' own preprocessing and forward."""
+"""CLIP and CMMD features against transformers' own preprocessing and forward."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.networks.extractors import ClipFeatures
-from stepdistill.metrics.preprocess import Preprocess, quantise, resize, to_pictures
-
-
-def test_preprocessing_equals_transformers() -> None:
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype=np.uint8))
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    theirs = processor(picture, return_tensors="pt").pixel_values
-    ours = Preprocess(16)(pixels[None].float() / 255)
-    assert torch.allclose(ours, theirs, atol=1e-5)
+from stepdistill.metrics import (
+    CMMDFeatures,
+)
+from stepdistill.metrics.networks.clip import ClipFeatures
+from stepdistill.metrics.preprocess import (
+    quantise,
+    to_pictures,
+)
 
 
 def test_pictures_and_tensors_score_the_same(clip: ClipFeatures) -> None:
@@ -27,12 +31,6 @@ def test_pictures_and_tensors_score_the_same(clip: ClipFeatures) -> None:
     saved = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in to_pictures(images)]) / 255
     assert torch.equal(quantise(images), quantise(saved))
     assert torch.equal(clip(images), clip(saved))
-
-
-def test_resize_keeps_the_centre() -> None:
-    assert resize(torch.rand(1, 3, 20, 40), 10).shape == (1, 3, 10, 10)
-    flat = torch.full((1, 3, 20, 40), 0.25)
-    assert torch.allclose(resize(flat, 8), torch.tensor(0.25))
 
 
 def test_features_are_those_of_the_model(clip: ClipFeatures) -> None:
@@ -59,15 +57,13 @@ def test_batching_does_not_change_features(clip: ClipFeatures) -> None:
     assert torch.allclose(clip(images), torch.cat([clip(part) for part in images.split(4)]), atol=1e-6)
 
 
-def test_folder_round_trip(clip: ClipFeatures, tmp_path) -> None:
-    clip.model.save_pretrained(tmp_path / "eye")
-    clip.tokenizer.save_pretrained(tmp_path / "eye")
-    loaded = ClipFeatures.from_folder(tmp_path / "eye")
-    assert loaded.name.startswith("eye@")
+def test_folder_round_trip(clip: ClipFeatures, clip_folder: Path) -> None:
+    loaded = ClipFeatures.from_folder(clip_folder)
+    assert loaded.name.startswith("mine@")
     for name, tensor in clip.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor), name
     images = torch.rand(2, 3, 16, 16)
-    # Weights read from a file lie elsewhere in memory, and products round by how they are aligned.
+    # Not bitwise: matrix products round by the memory alignment of the weights.
     assert torch.allclose(loaded(images), clip(images), atol=1e-6)
     assert torch.allclose(loaded.texts(["ab c"]), clip.texts(["ab c"]), atol=1e-6)
 
@@ -75,3 +71,28 @@ def test_folder_round_trip(clip: ClipFeatures, tmp_path) -> None:
 def test_a_missing_folder_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="no CLIP model in"):
         ClipFeatures.from_folder(tmp_path)
+
+
+def numbered(width: int, height: int) -> Image.Image:
+    """A picture whose red level is the column and whose green level is the row."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
+
+
+def test_cmmd_features_are_the_published_steps() -> None:
+    """Centre square, PIL bicubic, CLIP's normalisation, unit projected embedding."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=8)
+    )
+    extractor = CMMDFeatures(model, name="tiny")
+    picture = numbered(61, 40)
+    cut = picture.crop((10, 0, 50, 40)).resize((28, 28), Image.Resampling.BICUBIC)
+    processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
+    with torch.no_grad():
+        embeds = model.eval()(**processor(cut, return_tensors="pt")).image_embeds
+    found = extractor([picture])
+    assert torch.allclose(found, F.normalize(embeds, dim=1), atol=1e-5)
+    assert found.norm(dim=1).tolist() == pytest.approx([1.0])
+    assert (extractor.name, extractor.num_features) == ("tiny/cmmd", 8)

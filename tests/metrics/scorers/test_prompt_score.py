@@ -1,28 +1,23 @@
-"""Per-picture scores: mean, standard error, order, ranks, the HPSv2 benchmark's table, parquet."""
+"""Per-image scores: mean, standard error, order, ranks, parquet."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics.accumulators import CLIPScore
-from stepdistill.metrics.networks.extractors import ClipFeatures
-from stepdistill.metrics.scorers.prompt_scorers import ClipScorer
-from stepdistill.metrics.scorers.prompt_scores import (
+from stepdistill.metrics import (
+    CLIPScore,
     HPSv2,
     PickScore,
     PromptScore,
-    ScoreSummary,
-    grouped,
-    hps_benchmark,
-    read_scores,
-    write_scores,
 )
+from stepdistill.metrics.networks.clip import ClipFeatures
+from stepdistill.metrics.scorers.clip_score import ClipScorer
+from stepdistill.metrics.scorers.prompt_score import ScoreSummary, read_scores, write_scores
 
 VALUES = torch.rand(11, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
 
@@ -65,7 +60,7 @@ def test_indices_count_on_and_reset_starts_over() -> None:
         metric.update(torch.zeros(len(prompts), 3, 2, 2), prompts)
     assert metric.per_image()[0].tolist() == [0, 1, 2]
     metric.reset()
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no scores yet"):
         metric.per_image()
     with pytest.raises(ValueError, match="1 prompts but 2 indices"):
         metric.update(torch.zeros(1, 3, 2, 2), ["1"], indices=[0, 1])
@@ -85,21 +80,21 @@ def test_a_scorer_that_is_made_takes_no_options(clip: ClipFeatures) -> None:
         PromptScore(ClipScorer(clip, name="x"), weights="y")
 
 
-def test_clip_score_is_that_of_the_older_metric(clip: ClipFeatures) -> None:
-    images, prompts = torch.rand(5, 3, 16, 16), ["a", "b c", "d", "e", "f"]
-    old, new = CLIPScore(clip), PromptScore(ClipScorer(clip, name="x"))
-    old.update(images, prompts)
-    new.update(images, prompts)
-    assert torch.allclose(old.compute(), new.compute(), atol=1e-4)
+def test_clip_score_is_the_mean_cosine(clip: ClipFeatures) -> None:
+    images, captions = torch.rand(5, 3, 16, 16), ["a", "red dog", "x", "cat on a mat", "zz"]
+    image, text = clip(images), clip.texts(captions)
+    cosines = (image * text).sum(1) / image.norm(dim=1) / text.norm(dim=1)
+    metric = CLIPScore(clip)
+    metric.update(images[:2], captions[:2])
+    metric.update(images[2:], captions[2:])
+    assert math.isclose(float(metric.compute()), float(100 * cosines.mean()), rel_tol=1e-5)
+    with pytest.raises(ValueError, match="3 images but 2 prompts"):
+        metric.update(images[:3], captions[:2])
 
 
-def test_classes_by_name(clip: ClipFeatures, tmp_path: Path) -> None:
-    clip.model.save_pretrained(tmp_path / "tiny")
-    clip.tokenizer.save_pretrained(tmp_path / "tiny")
-    assert HPSv2(version="v2.1", weights=tmp_path / "tiny").scorer.name.startswith("hps/v2.1:tiny@")
-    assert PickScore(form="cosine", weights=tmp_path / "tiny").scorer.name.startswith(
-        "pickscore/cosine:tiny@"
-    )
+def test_classes_by_name(clip_folder: Path) -> None:
+    assert HPSv2(version="v2.1", weights=clip_folder).scorer.name.startswith("hps/v2.1:mine@")
+    assert PickScore(form="cosine", weights=clip_folder).scorer.name.startswith("pickscore/cosine:mine@")
 
 
 def test_two_ranks_give_the_result_of_one() -> None:
@@ -120,20 +115,7 @@ def test_two_ranks_give_the_result_of_one() -> None:
         assert indices.tolist() == list(range(11))
         assert torch.equal(scores, VALUES)
         assert rank.summary().n == 11
-        assert len(torch.cat(rank.indices)) == 7  # and goes on with its own share
-
-
-def test_the_benchmarks_table_groups_by_eighty() -> None:
-    rng = np.random.default_rng(0)
-    styles = {name: rng.normal(27, 2, 800) for name in ("anime", "photo")}
-    table = hps_benchmark({name: torch.from_numpy(values) for name, values in styles.items()})
-    for name, values in styles.items():
-        means = values.reshape(10, 80).mean(1)
-        assert table[name] == pytest.approx((means.mean(), means.std()), rel=1e-12)
-    assert table["average"][0] == pytest.approx(np.concatenate(list(styles.values())).mean(), rel=1e-12)
-    assert table["average"][1] is None
-    uneven = torch.arange(100.0)
-    assert grouped(uneven)[0] == pytest.approx((39.5 + 89.5) / 2)
+        assert len(torch.cat(rank.indices)) == 7  # its own share is kept
 
 
 def test_parquet_round_trip(tmp_path: Path) -> None:
@@ -145,8 +127,8 @@ def test_parquet_round_trip(tmp_path: Path) -> None:
     assert found_prompts == prompts
     assert all(torch.equal(found[name], values) for name, values in columns.items())
     assert described == [{"name": "hps/v2.1", "scale": 100.0}]
-    with pytest.raises(ValueError, match="11 scores of 10 pictures"):
+    with pytest.raises(ValueError, match="11 scores but 10 prompts"):
         write_scores(file, prompts[:10], columns)
     (tmp_path / "text.parquet").write_text("no")
-    with pytest.raises(UserError, match="no parquet file"):
+    with pytest.raises(UserError, match="cannot be read as parquet"):
         read_scores(tmp_path / "text.parquet")
