@@ -86,7 +86,7 @@ def test_latents_do_not_depend_on_the_parts(source: str, monkeypatch: pytest.Mon
     assert sizes == [5, 5]
     sizes.clear()
     monkeypatch.setattr(images_module, "PART", 3)
-    monkeypatch.setattr(pipeline_module, "PIXELS_AT_ONCE", 2 * 16 * 16)
+    monkeypatch.setattr(pipeline_module, "VAE_BATCH_PIXELS", 2 * 16 * 16)
     in_parts = encode_images(teacher, source, None, 0)
     torch.testing.assert_close(teacher.decode(at_once["latents"]), pictures)
     assert sizes == [2, 1, 2, 2, 2, 1]
