@@ -37,7 +37,7 @@ def test_the_corners_show_the_background(world: EmojiWorld) -> None:
 
 
 def test_every_caption_is_true_of_its_scene(world: EmojiWorld) -> None:
-    for index in range(1500):
+    for index in range(400):
         placement, caption = world.describe(2, index)
         known = world.answers(caption)
         assert placement.glyph in known.glyphs, caption
