@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from stepdistill.denoisers.stable_diffusion import StableDiffusionDenoiser
 from stepdistill.diffusion.conditioning import Conditioning
-from stepdistill.typing import Latents, Times
 
 
 class SDXLDenoiser(StableDiffusionDenoiser):
@@ -18,16 +18,8 @@ class SDXLDenoiser(StableDiffusionDenoiser):
 
     architectures = {2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}
 
-    def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
-        added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": cond["time_ids"].to(self.dtype)}
-        return self.network(
-            x_t.to(self.dtype),
-            self.model_time(t),
-            cond["tokens"].to(self.dtype),
-            timestep_cond=self.guidance_input(cond),
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+    def added_conditions(self, cond: Conditioning) -> dict[str, Tensor]:
+        return {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": cond["time_ids"].to(self.dtype)}
 
     def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
         """Encode to the tokens of both text encoders, the pooled embedding and the image size.

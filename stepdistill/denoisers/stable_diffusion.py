@@ -65,8 +65,13 @@ class StableDiffusionDenoiser(PipelineDenoiser):
             self.model_time(t),
             cond["tokens"].to(self.dtype),
             timestep_cond=self.guidance_input(cond),
+            added_cond_kwargs=self.added_conditions(cond),
             return_dict=False,
         )[0]
+
+    def added_conditions(self, cond: Conditioning) -> dict[str, Tensor] | None:
+        """Return the U-Net's further inputs; none here."""
+        return None
 
     def guidance_input(self, cond: Conditioning) -> Tensor | None:
         """Return the guidance embedding that the stock pipeline would pass; None without one."""

@@ -102,12 +102,7 @@ def jump_gain(prediction: Prediction, schedule: NoiseSchedule, t: Times, s: Time
 
 
 def conditional_target(
-    schedule: NoiseSchedule,
-    x_s: Latents,
-    eps: Latents,
-    s: Times | None,
-    t: Times,
-    prediction: Prediction,
+    schedule: NoiseSchedule, x_s: Latents, eps: Latents, s: Times | None, t: Times, prediction: Prediction
 ) -> Latents:
     """Return the regression target at x_t = schedule.renoise(x_s, eps, s, t), given a sample x_s at time s.
 

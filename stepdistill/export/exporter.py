@@ -40,12 +40,7 @@ from stepdistill.export.gate import (
     same_arithmetic,
     trainer_images,
 )
-from stepdistill.export.lora import (
-    file_header,
-    lora_layers,
-    save_diffusers_lora,
-    save_kohya_lora,
-)
+from stepdistill.export.lora import file_header, lora_layers, save_diffusers_lora, save_kohya_lora
 from stepdistill.export.pipelines import absent_parts, save_pipeline, save_teacher
 
 if TYPE_CHECKING:

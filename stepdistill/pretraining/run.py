@@ -66,6 +66,10 @@ class Pretrainer:
         if folder is None:
             return
         tensors, state = load_checkpoint(folder)
+        if tensors.keys() != {"networks", "ema", *self.optimizers}:
+            raise UserError(
+                f"'{folder}' was trained with another train.optimizer; change it back or set output_dir"
+            )
         self.stage.networks.load_state_dict(tensors["networks"])
         for name, optimizer in self.optimizers.items():
             load_optimizer_tensors(optimizer, tensors[name])

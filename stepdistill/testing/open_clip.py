@@ -60,27 +60,16 @@ def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
 def transformer(x: Tensor, state: dict[str, Tensor], prefix: str, *, quick: bool) -> Tensor:
     """Apply the pre-norm blocks; attention of the text tower (prefix '') is causal."""
     tower = "visual" if prefix else "text"
-    heads, n = HEADS[tower], x.shape[1]
     for i in range(LAYERS[tower]):
-        block = f"{prefix}transformer.resblocks.{i}"
-        qkv = F.linear(
-            norm(x, state, f"{block}.ln_1"),
-            state[f"{block}.attn.in_proj_weight"],
-            state[f"{block}.attn.in_proj_bias"],
-        )
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        if tower == "text":
-            logits = logits.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
-        mixed = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
-        x = x + F.linear(mixed, state[f"{block}.attn.out_proj.weight"], state[f"{block}.attn.out_proj.bias"])
-        inner = F.linear(
-            norm(x, state, f"{block}.ln_2"),
-            state[f"{block}.mlp.c_fc.weight"],
-            state[f"{block}.mlp.c_fc.bias"],
-        )
+        start = f"{prefix}transformer.resblocks.{i}."
+        block = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        qkv = F.linear(norm(x, block, "ln_1"), block["attn.in_proj_weight"], block["attn.in_proj_bias"])
+        q, k, v = (part.unflatten(-1, (HEADS[tower], -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=tower == "text").transpose(1, 2).flatten(2)
+        x = x + F.linear(mixed, block["attn.out_proj.weight"], block["attn.out_proj.bias"])
+        inner = F.linear(norm(x, block, "ln_2"), block["mlp.c_fc.weight"], block["mlp.c_fc.bias"])
         inner = inner * torch.sigmoid(1.702 * inner) if quick else F.gelu(inner)
-        x = x + F.linear(inner, state[f"{block}.mlp.c_proj.weight"], state[f"{block}.mlp.c_proj.bias"])
+        x = x + F.linear(inner, block["mlp.c_proj.weight"], block["mlp.c_proj.bias"])
     return x
 
 
