@@ -42,16 +42,6 @@ class Placement:
     y: float
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A rendered scene: picture in [0, 1], caption, and the true glyph and background."""
-
-    image: Tensor
-    caption: str
-    glyph: int
-    background: int
-
-
 class EmojiWorld:
     """All emoji scenes.
 
@@ -62,7 +52,6 @@ class EmojiWorld:
     def __init__(self, parquet: Path | str | None = None) -> None:
         table = pq.read_table(parquet or asset_path("emoji/glyphs.parquet"))
         self.names: list[str] = table["name"].to_pylist()
-        self.groups: list[str] = table["group"].to_pylist()
         self.subgroups: list[str] = table["subgroup"].to_pylist()
         self.looks: list[int] = table["look"].to_pylist()
         self._encoded: list[bytes] = table["image"].to_pylist()
@@ -107,11 +96,6 @@ class EmojiWorld:
         layer = F.grid_sample(glyphs, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         ground = self.background_colors[[p.background for p in placements]][:, :, None, None]
         return (layer[:, :3] + (1 - layer[:, 3:]) * ground).clamp_(0, 1)
-
-    def scene(self, seed: int, index: int) -> Scene:
-        """Render scene `index` of a seed."""
-        placement, caption = self.describe(seed, index)
-        return Scene(self.draw([placement])[0], caption, placement.glyph, placement.background)
 
     def scenes(self, seed: int, indices: Iterable[int]) -> tuple[Images, list[str]]:
         """Render scenes: pictures in [0, 1], (n, 3, 64, 64), and captions."""

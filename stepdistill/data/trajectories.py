@@ -89,7 +89,9 @@ def teacher_pairs(
         range(first, min(first + config.shard_size, config.num))
         for first in range(0, config.num, config.shard_size)
     ]
+    # The grid of the stock sampler, so that x0 is the image that the teacher's own pipeline would draw.
     times = teacher.few_step_times(config.steps, "ode")
+    # A changed weight, prompt, solver or seed changes the key; the batch size does not, and neither does an adapter.
     teacher_key = {
         "version": _VERSION,
         "teacher": fingerprint(base_weights(teacher)) if cache_dir is not None else "",
@@ -101,6 +103,7 @@ def teacher_pairs(
     }
     found = []
     for shard in progress(shards):
+        # The prompts repeat cyclically, so that raising `num` keeps all full shards valid.
         rows = cond[[i % len(cond) for i in shard]]
         key = {**teacher_key, "pairs": [shard.start, shard.stop], "cond": fingerprint(rows.tensors.items())}
         compute = partial(solve, teacher, rows, uncond, config, shard, times, seed)

@@ -75,7 +75,7 @@ def diffusers_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[s
     ['unet.mid_block.attn1.to_q.lora_A.weight', 'unet.mid_block.attn1.to_q.lora_B.weight']
     """
     tensors = {}
-    for name, layer in layers.items():
+    for name, layer in layers.items():  # A projects down, (r, in); B projects up, (out, r)
         tensors[f"{component}.{name}.lora_A.weight"] = layer.down
         tensors[f"{component}.{name}.lora_B.weight"] = layer.up
     return tensors
@@ -106,6 +106,7 @@ def kohya_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[str, 
 def adapter_metadata(layers: Mapping[str, LoraLayer], component: str) -> dict[str, Any]:
     """Return the peft config for diffusers' `lora_adapter_metadata`, with alpha equal to the rank of every layer."""
     # `r` is the most common rank; layers of a different rank go to the patterns.
+    # alpha_pattern mirrors rank_pattern, so alpha / r = 1 in every layer.
     ranks = {name: layer.rank for name, layer in layers.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     others = {name: rank for name, rank in ranks.items() if rank != common}
