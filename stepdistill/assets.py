@@ -1,4 +1,4 @@
-"""Where the embedded teachers, glyphs and recipes are: in a checkout, or inside an installed wheel."""
+"""Paths of the embedded teachers, glyphs and recipes, in a checkout or an installed wheel."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _ROOTS = {
 
 
 def asset_path(name: str, kind: str = "assets") -> Path:
-    """Path of an embedded asset or recipe.
+    """Return the path of an embedded asset or recipe.
 
     Raises:
-        FileNotFoundError: neither the wheel nor the checkout holds it.
+        FileNotFoundError: neither the wheel nor the checkout contains it.
     """
     for root in _ROOTS[kind]:
         if (root / name).exists():
             return root / name
     raise FileNotFoundError(
-        f"the embedded {kind} hold no '{name}'; looked in {', '.join(map(str, _ROOTS[kind]))}"
+        f"no '{name}' in the embedded {kind}; looked in {', '.join(map(str, _ROOTS[kind]))}"
     )
 
 
 def resolve_path(path: str | Path) -> Path:
-    """The path as given when it exists, else the embedded file of the same name (`assets/emoji-sd`, `recipes/x.yaml`)."""
+    """Return an existing path as given, else the embedded file of that name (`assets/emoji-sd`, `recipes/x.yaml`)."""
     given = Path(path).expanduser()
     if given.exists() or given.is_absolute() or not given.parts:
         return given
@@ -40,14 +40,14 @@ def resolve_path(path: str | Path) -> Path:
 
 
 def user_cache() -> Path:
-    """`$STEPDISTILL_CACHE`, else `stepdistill` under `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Return `$STEPDISTILL_CACHE`, else `stepdistill` under `$XDG_CACHE_HOME` or `~/.cache`."""
     own = os.environ.get("STEPDISTILL_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(base) / "stepdistill"
 
 
 def cache_folder(name: str) -> Path | None:
-    """A folder of the user's cache, made if need be; None where nothing can be written."""
+    """Return a folder of the user's cache, created if missing; None if it is not writable."""
     folder = user_cache() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

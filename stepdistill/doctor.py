@@ -1,4 +1,4 @@
-"""What this machine has, and the traps that cost people an afternoon."""
+"""Diagnose the environment: versions, devices and known installation problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, devices and warnings as one JSON-able document."""
+    """Return versions, devices and warnings as a JSON-serialisable document."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -34,7 +34,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def installed_version(name: str) -> str | None:
-    """The version of a distribution, or None where it is not installed."""
+    """Return the version of a distribution, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -42,7 +42,7 @@ def installed_version(name: str) -> str | None:
 
 
 def devices() -> list[dict[str, Any]]:
-    """The CUDA devices torch sees."""
+    """Return the CUDA devices."""
     found = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -51,24 +51,22 @@ def devices() -> list[dict[str, Any]]:
 
 
 def warnings_found() -> list[str]:
-    """One line for each known trap that this machine is in; each says the way out."""
+    """Return a line for each known problem of this environment, with its fix."""
     warnings = []
     if importlib.util.find_spec("torchvision") is not None and not torchvision_works():
         warnings.append(
-            "torchvision is installed beside a torch of another build and breaks transformers and diffusers at import; "
-            "pip uninstall torchvision, or install both from the same channel"
+            "torchvision does not match this torch build and breaks the import of transformers and diffusers; pip "
+            "uninstall torchvision, or install both from the same index"
         )
     if importlib.util.find_spec("xformers") is not None and not torch.cuda.is_available():
         warnings.append("xformers is installed but there is no CUDA device; its attention will not be used")
     if not torch.cuda.is_available():
-        warnings.append(
-            "no CUDA device: real models will be slow; the embedded emoji teachers are made for this"
-        )
+        warnings.append("no CUDA device: real models will be slow; use the embedded emoji teachers")
     return warnings
 
 
 def torchvision_works() -> bool:
-    """Whether torchvision can be imported beside this torch."""
+    """Return whether torchvision can be imported with this torch."""
     try:
         import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError, OSError):

@@ -1,7 +1,7 @@
-"""The one exception type that means: the input is wrong, and here is how to fix it."""
+"""The exception for invalid user input."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Wrong input. The message is one line that names the fault and the fix; the command line exits with 2."""
+    """Invalid input. The message is one line that names the problem and the fix; the CLI exits with code 2."""

@@ -1,4 +1,4 @@
-"""Tensor aliases used in signatures. jaxtyping is imported here and nowhere else."""
+"""Tensor type aliases. The only module that imports jaxtyping."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Latents = Float[Tensor, "b *shape"]
-"""A batch of latents (or of any other state of the diffusion process), batch first."""
+"""A batch of latents or of other diffusion states, batch first."""
 
 Times = Float[Tensor, "b"]
 """One time in [0, 1] per sample: 0 is data, 1 is noise."""

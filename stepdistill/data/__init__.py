@@ -1,1 +1,1 @@
-"""Data: prompts, images and the embedded emoji problem."""
+"""Data: prompts, images, caches, teacher trajectories and the embedded emoji problem."""

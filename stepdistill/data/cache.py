@@ -1,4 +1,4 @@
-"""What is costly is computed once and kept under a name made of what it depends on."""
+"""Content-addressed cache of tensors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 def cached(
     folder: str | Path | None, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The tensors stored under `key`, computed and stored first where they are missing or unreadable.
+    """Return the tensors cached under `key`; compute and store them if missing or unreadable.
 
     Args:
-        folder: the cache; None computes every time.
-        key: everything the result depends on, JSON-able.
-        compute: makes the tensors.
+        folder: cache folder; None disables caching.
+        key: everything that the result depends on, JSON-serialisable.
+        compute: computes the tensors.
     """
     if folder is None:
         return dict(compute())
@@ -43,14 +43,14 @@ def cached(
 
 
 def named_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """All weights of some modules, adapters too, as `module.name`."""
+    """Return all weights of the modules, adapters included, as `module.name`."""
     return {
         f"{name}.{key}": tensor for name, part in modules.items() for key, tensor in part.state_dict().items()
     }
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash of named tensors, their types and shapes: what caches are addressed by.
+    """Hash named tensors with their dtypes and shapes, for cache keys.
 
     >>> fingerprint([("w", torch.zeros(2))]) == fingerprint([("w", torch.zeros(2))])
     True

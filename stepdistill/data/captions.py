@@ -1,8 +1,7 @@
-"""The caption grammar of the emoji scenes: what is true of a glyph, the law of captions, and its exact inverse.
+"""The caption grammar of the emoji scenes: p(caption | glyph) and, by Bayes' rule, its exact inverse.
 
-A caption is `THING` or `THING on BACKGROUND`. THING is a tag (one word of the Unicode subgroup: "mammal", "drink") or
-some words of the name in their order ("astronaut", "woman medium skin tone"). Most captions are true of many glyphs, and
-since the law of captions given a glyph is known, so is the law of glyphs given a caption, by Bayes' rule.
+A caption is `THING` or `THING on BACKGROUND`. THING is a tag (a word of the Unicode subgroup: "mammal", "drink") or
+some words of the name in order ("astronaut", "woman medium skin tone"). Most captions are true of many glyphs.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 TAG_PROBABILITY = 0.4
 BACKGROUND_PROBABILITY = 0.5
 COUNT_WEIGHTS = (5.0, 3.0, 2.0, 1.0)
-"""Weights of keeping 1, 2, 3, ... words of a name; longer ones weigh as the last."""
+"""Relative probabilities of keeping 1, 2, 3, ... words of a name; the last one repeats."""
 
 _STOP_WORDS = frozenset(["a", "an", "and", "at", "for", "in", "of", "on", "or", "the", "to", "with", "other"])
 _TONE = re.compile(r"(?:medium-light|medium-dark|light|medium|dark) skin tone")
@@ -37,7 +36,7 @@ _UNIT = re.compile(rf"{_TONE.pattern}|[a-z0-9][a-z0-9'-]*")
 
 
 def plain(text: str) -> str:
-    """Lower case without accents or typographic apostrophes.
+    """Lowercase, without accents or typographic apostrophes.
 
     >>> plain("Côte d’Ivoire")
     "cote d'ivoire"
@@ -47,7 +46,7 @@ def plain(text: str) -> str:
 
 
 def name_units(name: str) -> tuple[str, ...]:
-    """The words of a name that a caption may use, in order; a skin tone is one unit.
+    """Return the words of a name that a caption may use, in order; a skin tone is one unit.
 
     >>> name_units("woman and man holding hands: medium skin tone, medium-dark skin tone")
     ('woman', 'man', 'holding', 'hands', 'medium skin tone', 'medium-dark skin tone')
@@ -57,7 +56,7 @@ def name_units(name: str) -> tuple[str, ...]:
 
 
 def subgroup_tags(subgroup: str) -> tuple[str, ...]:
-    """The words of a subgroup.
+    """Return the words of a subgroup.
 
     >>> subgroup_tags("animal-mammal"), subgroup_tags("sky & weather")
     (('animal', 'mammal'), ('sky', 'weather'))
@@ -65,10 +64,10 @@ def subgroup_tags(subgroup: str) -> tuple[str, ...]:
     return tuple(word for word in re.findall(r"[a-z]+", subgroup) if word not in _STOP_WORDS)
 
 
-def embeddings(part: tuple[str, ...], whole: tuple[str, ...]) -> int:
-    """In how many ways `part` is a subsequence of `whole`.
+def count_subsequences(part: tuple[str, ...], whole: tuple[str, ...]) -> int:
+    """Count the ways in which `part` is a subsequence of `whole`.
 
-    >>> embeddings(("person",), ("kiss", "person", "person"))
+    >>> count_subsequences(("person",), ("kiss", "person", "person"))
     2
     """
     ways = [1] + [0] * len(part)
@@ -80,20 +79,20 @@ def embeddings(part: tuple[str, ...], whole: tuple[str, ...]) -> int:
 
 
 def count_law(num_units: int) -> np.ndarray:
-    """Probability of keeping 1, 2, ..., num_units words."""
+    """Return the probabilities of keeping 1, 2, ..., num_units words."""
     weights = np.array([COUNT_WEIGHTS[min(k, len(COUNT_WEIGHTS) - 1)] for k in range(num_units)])
     return weights / weights.sum()
 
 
 @dataclass(frozen=True)
 class AnswerSet:
-    """Everything that satisfies a caption.
+    """The correct answers to a caption.
 
     Attributes:
-        glyphs: ids of the glyphs of which the caption is true, and of those drawn alike.
+        glyphs: ids of the glyphs that the caption describes, and of glyphs that look identical.
         backgrounds: indices into `BACKGROUNDS`.
-        looks: the different drawings among them.
-        probabilities: law of the look given the caption, aligned with `looks`.
+        looks: the distinct drawings among the glyphs.
+        probabilities: p(look | caption), aligned with `looks`.
     """
 
     glyphs: np.ndarray
@@ -102,17 +101,18 @@ class AnswerSet:
     probabilities: np.ndarray = field(repr=False)
 
     def expected_distinct(self, draws: int) -> float:
-        """Expected number of different right looks among independent draws from the true conditional."""
+        """Expected number of distinct looks among independent draws from p(look | caption)."""
+        # sum over looks of P(drawn at least once)
         return float((1 - (1 - self.probabilities) ** draws).sum())
 
 
 class CaptionGrammar:
-    """The law of captions given a glyph and its inverse.
+    """The distribution of captions given a glyph, and its inverse.
 
     Args:
-        names: the Unicode name of each glyph.
-        subgroups: the Unicode subgroup of each glyph.
-        looks: a number per glyph, equal for glyphs drawn alike (some flags, mirrored arrows).
+        names: Unicode name of each glyph.
+        subgroups: Unicode subgroup of each glyph.
+        looks: id per glyph, equal for glyphs that look identical (some flags, mirrored arrows).
     """
 
     def __init__(self, names: list[str], subgroups: list[str], looks: list[int]) -> None:
@@ -129,7 +129,7 @@ class CaptionGrammar:
         return {term: frozenset(glyphs) for term, glyphs in found.items()}
 
     def caption(self, glyph: int, background: int, rng: np.random.Generator) -> str:
-        """A random part of what is true of a glyph on a background."""
+        """Sample a caption of a glyph on a background."""
         units, tags = self.units[glyph], self.tags[glyph]
         if not units or rng.random() < TAG_PROBABILITY:
             thing = tags[int(rng.integers(len(tags)))]
@@ -141,20 +141,20 @@ class CaptionGrammar:
         return f"{thing} on {list(BACKGROUNDS)[background]}" if named else thing
 
     def probability(self, part: tuple[str, ...], glyph: int) -> float:
-        """Probability that the caption of a glyph says exactly these words of it (the background aside)."""
+        """Return the probability that a glyph's caption uses exactly these words, ignoring the background."""
         units, tags = self.units[glyph], self.tags[glyph]
         by_tag = float(len(part) == 1) * tags.count(part[0]) / len(tags)
         if not units:
             return by_tag
         by_name = 0.0
         if len(part) <= len(units):
-            by_name = (
-                count_law(len(units))[len(part) - 1] * embeddings(part, units) / comb(len(units), len(part))
-            )
+            # P(keep k words) x (subsets of k words that spell `part`) / (n choose k)
+            spelled = count_subsequences(part, units) / comb(len(units), len(part))
+            by_name = count_law(len(units))[len(part) - 1] * spelled
         return TAG_PROBABILITY * by_tag + (1 - TAG_PROBABILITY) * float(by_name)
 
     def answers(self, caption: str) -> AnswerSet:
-        """The exact set of glyphs and backgrounds that satisfy a caption; empty when no glyph does."""
+        """Return the exact set of glyphs and backgrounds that a caption describes; empty if there is none."""
         thing, _, background = plain(caption).partition(" on ")
         names = list(BACKGROUNDS)
         part = tuple(match.group() for match in _UNIT.finditer(thing))
@@ -162,6 +162,7 @@ class CaptionGrammar:
         weights = {glyph: self.probability(part, glyph) for glyph in frozenset.intersection(*holders)}
         right = np.array(sorted(glyph for glyph, weight in weights.items() if weight > 0), dtype=np.int64)
         looks, place = np.unique(self.looks[right], return_inverse=True)
+        # Bayes with a uniform prior over glyphs; glyphs of the same look add up.
         law = np.bincount(place, weights=[weights[int(glyph)] for glyph in right], minlength=len(looks))
         if background:
             allowed = [names.index(background)] if background in names else []

@@ -1,7 +1,7 @@
-"""The embedded text-to-image problem: scenes of emoji drawn on the fly, captioned with a part of what is true.
+"""The embedded text-to-image problem: emoji scenes rendered on the fly, with partial captions.
 
-A scene is a glyph, mirrored or not, slightly moved and scaled, on one of the named backgrounds. It is a pure function of
-(seed, index). `EmojiWorld.answers` gives everything that a caption allows, exactly.
+A scene is a glyph, possibly mirrored, slightly shifted and scaled, on one of the named backgrounds; it is a pure
+function of (seed, index). `EmojiWorld.answers` returns the exact set of scenes that a caption describes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,14 @@ from stepdistill.typing import Images
 
 SCENE_SIZE = 64
 SCALE_RANGE = (0.8, 0.96)
-MARGIN = 0.0
-"""How far a glyph's box may leave the picture, as a part of the half width."""
 
 EVALUATION_SEED = 777_000
-"""Seed of the evaluation scenes. Training uses small seeds, so that the two never share a scene."""
+"""Seed of the evaluation scenes. Training uses small seeds, so the two never share a scene."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Everything random about a scene but its caption."""
+    """The random parameters of a scene other than its caption."""
 
     glyph: int
     background: int
@@ -44,27 +42,16 @@ class Placement:
     y: float
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One drawn scene: the picture in [0, 1], what it is called, and what it is."""
-
-    image: Tensor
-    caption: str
-    glyph: int
-    background: int
-
-
 class EmojiWorld:
     """All emoji scenes.
 
     Args:
-        parquet: the glyphs; the embedded ones unless given.
+        parquet: glyph table; default: the embedded one.
     """
 
     def __init__(self, parquet: Path | str | None = None) -> None:
         table = pq.read_table(parquet or asset_path("emoji/glyphs.parquet"))
         self.names: list[str] = table["name"].to_pylist()
-        self.groups: list[str] = table["group"].to_pylist()
         self.subgroups: list[str] = table["subgroup"].to_pylist()
         self.looks: list[int] = table["look"].to_pylist()
         self._encoded: list[bytes] = table["image"].to_pylist()
@@ -86,20 +73,21 @@ class EmojiWorld:
         )
 
     def describe(self, seed: int, index: int) -> tuple[Placement, str]:
-        """What scene (seed, index) shows, and its caption, without drawing it."""
+        """Return placement and caption of scene (seed, index) without rendering it."""
         rng = np.random.default_rng((seed, index))
         glyph, background = int(rng.integers(len(self))), int(rng.integers(len(self.backgrounds)))
         scale = float(rng.uniform(*SCALE_RANGE))
-        reach = 1 - scale + MARGIN
+        reach = 1 - scale  # the glyph box stays inside the picture, in units of half its width
         x, y = (float(value) for value in rng.uniform(-reach, reach, size=2))
         placement = Placement(glyph, background, bool(rng.random() < 0.5), scale, x, y)
         return placement, self.grammar.caption(glyph, background, rng)
 
     def draw(self, placements: Sequence[Placement]) -> Images:
-        """Draw scenes: bilinear resampling of the glyphs, composed over their backgrounds."""
+        """Render scenes: resample the glyphs bilinearly and composite them over their backgrounds."""
         scale = torch.tensor([p.scale for p in placements])
         mirror = torch.tensor([-1.0 if p.flip else 1.0 for p in placements])
         offset = torch.tensor([(p.x, p.y) for p in placements])
+        # The affine map takes output to input coordinates: x_in = mirror (x_out - x) / scale, y_in = (y_out - y) / scale.
         affine = torch.zeros(len(placements), 2, 3)
         affine[:, 0, 0], affine[:, 1, 1] = mirror / scale, 1 / scale
         affine[:, 0, 2], affine[:, 1, 2] = -offset[:, 0] * mirror / scale, -offset[:, 1] / scale
@@ -109,13 +97,8 @@ class EmojiWorld:
         ground = self.background_colors[[p.background for p in placements]][:, :, None, None]
         return (layer[:, :3] + (1 - layer[:, 3:]) * ground).clamp_(0, 1)
 
-    def scene(self, seed: int, index: int) -> Scene:
-        """Scene number `index` of a seed."""
-        placement, caption = self.describe(seed, index)
-        return Scene(self.draw([placement])[0], caption, placement.glyph, placement.background)
-
     def scenes(self, seed: int, indices: Iterable[int]) -> tuple[Images, list[str]]:
-        """Pictures in [0, 1], (n, 3, 64, 64), and captions of many scenes."""
+        """Render scenes: pictures in [0, 1], (n, 3, 64, 64), and captions."""
         described = [self.describe(seed, index) for index in indices]
         chunks = [described[start : start + 256] for start in range(0, len(described), 256)]
         images = [self.draw([placement for placement, _ in chunk]) for chunk in chunks]

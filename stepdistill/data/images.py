@@ -1,4 +1,4 @@
-"""Real images with captions, for the methods that use data."""
+"""Captioned images for methods that train on data."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ from stepdistill.errors import UserError
 from stepdistill.typing import Images
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-PART = 64
-"""Images that are held at once while a set is read."""
+CHUNK_SIZE = 64  # images in memory while a set is read
 
 
 def load_images(
     source: str, *, size: tuple[int, int], limit: int | None = None, seed: int = 0
 ) -> Iterator[tuple[Images, list[str]]]:
-    """Images of `emoji`, of a folder (each with a .txt beside it) or of a parquet file, cropped to (height, width).
+    """Yield chunks of images, cropped to `size` = (height, width), with their captions.
 
-    They come in parts of `PART` images with their captions: thousands of large ones do not fit into memory.
+    Args:
+        source: `emoji`, a folder of images each with a .txt caption, or a parquet file.
+        limit: maximum number of images.
+        seed: seed of the embedded scenes.
 
     Raises:
-        UserError: nothing usable is there.
+        UserError: the source has no usable images.
     """
     if source == "emoji":
         first, world = 2 * TRAINING_SCENES, EmojiWorld()
         scenes = range(first, first + (limit or 8192))
-        return (world.scenes(seed, scenes[i : i + PART]) for i in range(0, len(scenes), PART))
+        return (world.scenes(seed, scenes[i : i + CHUNK_SIZE]) for i in range(0, len(scenes), CHUNK_SIZE))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _in_parts(_from_folder(captioned_files(path, limit)), size)
+        return _chunks(_from_folder(captioned_files(path, limit)), size)
     if path.suffix == ".parquet" and path.is_file():
-        return _in_parts(_from_parquet(path, limit), size)
+        return _chunks(_from_parquet(path, limit), size)
     raise UserError(f"data.images: '{source}' is neither 'emoji', nor a folder, nor a .parquet file")
 
 
-def _in_parts(
+def _chunks(
     pairs: Iterable[tuple[Image.Image, str]], size: tuple[int, int]
 ) -> Iterator[tuple[Images, list[str]]]:
     remaining = iter(pairs)
-    while part := list(islice(remaining, PART)):
+    while part := list(islice(remaining, CHUNK_SIZE)):
         yield torch.stack([center_crop(image, size) for image, _ in part]), [caption for _, caption in part]
 
 
 def center_crop(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-    """Cover (height, width) and crop the centre; values in [0, 1], shape (3, height, width)."""
+    """Resize to cover (height, width) and center-crop; returns (3, height, width) in [0, 1]."""
     height, width = size
     fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
     pixels = np.asarray(fitted, dtype=np.float32) / 255.0
@@ -63,18 +65,18 @@ def center_crop(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
 
 def captioned_files(path: Path, limit: int | None) -> list[Path]:
-    """The images below a folder, in order.
+    """Return the image files below a folder, sorted.
 
     Raises:
-        UserError: there is none, or one has no caption.
+        UserError: there are none, or one has no caption.
     """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)[:limit]
     if not files:
-        raise UserError(f"data.images: '{path}' holds no image ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"data.images: '{path}' has no images ({', '.join(sorted(SUFFIXES))})")
     for file in files:
         if not file.with_suffix(".txt").is_file():
             text = file.with_suffix(".txt").name
-            raise UserError(f"data.images: '{file}' has no caption; write it into '{text}' beside it")
+            raise UserError(f"data.images: '{file}' has no caption; put it in '{text}' beside the image")
     return files
 
 
@@ -103,7 +105,7 @@ def _from_parquet(path: Path, limit: int | None) -> Iterator[tuple[Image.Image, 
         )
     rows = (
         row
-        for batch in file.iter_batches(batch_size=PART, columns=["image", caption])
+        for batch in file.iter_batches(batch_size=CHUNK_SIZE, columns=["image", caption])
         for row in batch.to_pylist()
     )
     for row in islice(rows, limit):

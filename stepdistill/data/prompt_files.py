@@ -1,4 +1,4 @@
-"""Rows of a prompt file of any usual kind: one dictionary each, with the prompt's column by its name."""
+"""Read prompt files of common formats as rows of dictionaries."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pyarrow import ArrowInvalid
 from stepdistill.errors import UserError
 
 COLUMNS = ("prompt", "caption", "text")
-"""Names that a prompt's column may have, whatever their case; the first that is there is taken."""
+"""Accepted names of the prompt column, case-insensitive, in order of preference."""
 
 
 def read_rows(path: Path, *, asked_by: str) -> list[dict[str, Any]]:
-    """Rows of a .txt, .csv, .tsv, .json, .jsonl or .parquet file, in order; a bare text counts as the column `prompt`.
+    """Read the rows of a .txt, .csv, .tsv, .json, .jsonl or .parquet file; plain strings become column `prompt`.
 
-    A .json file is a list of texts or of objects, an object of them by id (MJHQ-30K), or COCO's captions.
+    A .json file is a list of strings or objects, an object of them by id (MJHQ-30K), or COCO captions.
 
     Args:
         path: the file.
-        asked_by: the option that named it, with which messages start.
+        asked_by: the option that named the file, used as the prefix of messages.
 
     Raises:
-        UserError: the file is missing, unreadable or of another kind.
+        UserError: the file is missing, unreadable or of an unknown format.
     """
     if path.suffix not in READERS:
         raise UserError(f"{asked_by}: '{path}' is not a {', '.join(READERS)} file")
@@ -41,15 +41,19 @@ def read_rows(path: Path, *, asked_by: str) -> list[dict[str, Any]]:
     except (ArrowInvalid, OSError) as error:
         kind = path.suffix.removeprefix(".")
         raise UserError(
-            f"{asked_by}: '{path}' is not a readable {kind} file; write it again or use .txt"
+            f"{asked_by}: '{path}' is not a readable {kind} file; recreate it or use .txt"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{asked_by}: '{path}' is not UTF-8 text; convert it") from error
+        raise UserError(f"{asked_by}: '{path}' is not UTF-8 text; convert it to UTF-8") from error
     return [row if isinstance(row, dict) else {"prompt": row} for row in rows]
 
 
 def prompt_column(names: Sequence[str], path: Path, column: str | None = None) -> str:
-    """The column that holds the prompts: the one asked for, or the first of `COLUMNS` that is there."""
+    """Return the prompt column: the given one, or the first of `COLUMNS` that exists.
+
+    Raises:
+        UserError: there is no such column.
+    """
     if column is not None:
         if column not in names:
             raise UserError(f"'{path}' has no column '{column}'; it has {', '.join(names)}")
@@ -58,11 +62,11 @@ def prompt_column(names: Sequence[str], path: Path, column: str | None = None) -
     for name in COLUMNS:
         if name in by_lower:
             return by_lower[name]
-    raise UserError(f"'{path}' has the columns {list(names)}; one of {', '.join(COLUMNS)} is needed")
+    raise UserError(f"'{path}' has the columns {list(names)}; name one of them {', '.join(COLUMNS)}")
 
 
 def prompt_texts(rows: Sequence[Mapping[str, Any]], path: Path, column: str | None = None) -> list[str]:
-    """The prompt of each row, stripped, empty ones too."""
+    """Return the stripped prompt of each row, including empty ones."""
     return [str(row[prompt_column(list(row), path, column)] or "").strip() for row in rows]
 
 
@@ -82,7 +86,7 @@ def _read_json(path: Path) -> list[Any]:
 
 
 def _coco_captions(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One caption for each picture, that of the lowest id; pictures in an order that looks random but is always the same."""
+    """Return the lowest-id caption of each image, in a fixed pseudo-random order of images."""
     first: dict[int, Mapping[str, Any]] = {}
     for row in annotations:
         kept = first.setdefault(row["image_id"], row)

@@ -1,4 +1,4 @@
-"""Prompt lists from files, and the embedded emoji captions."""
+"""Training prompts from files or from the embedded emoji captions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from stepdistill.data.prompt_files import READERS, prompt_texts, read_rows
 from stepdistill.errors import UserError
 
 TRAINING_SCENES = 20_000_000
-"""First scene number of the captions used for distilling; other numbers than the teachers and the evaluation have seen."""
+"""First scene index of the distillation captions, disjoint from those of the teachers and the evaluation."""
 
 
 def load_prompts(source: str, *, limit: int | None = None, seed: int = 0) -> list[str]:
-    """The prompts of `emoji`, or of a file of any kind that `read_rows` knows, in order.
+    """Load the prompts of `emoji`, or of a file in any format of `read_rows`.
 
     Raises:
-        UserError: the file is missing, empty or unreadable, or has no column of prompts.
+        UserError: the file is missing, empty or unreadable, or has no prompt column.
     """
     if source == "emoji":
         return emoji_prompts(limit or 8192, seed=seed)
@@ -26,11 +26,11 @@ def load_prompts(source: str, *, limit: int | None = None, seed: int = 0) -> lis
     texts = prompt_texts(read_rows(file, asked_by="data.prompts"), file)
     prompts = [text for text in texts if text]
     if not prompts:
-        raise UserError(f"data.prompts: '{source}' holds no prompt; put one on each line")
+        raise UserError(f"data.prompts: '{source}' has no prompts; put one on each line")
     return prompts[:limit]
 
 
 def emoji_prompts(count: int, *, seed: int = 0) -> list[str]:
-    """Captions of embedded scenes that no evaluation caption was drawn from."""
+    """Return captions of embedded scenes that the evaluation does not use."""
     world = EmojiWorld()
     return [world.describe(seed, TRAINING_SCENES + index)[1] for index in range(count)]

@@ -1,4 +1,4 @@
-"""What the trainer draws batches from: prompt embeddings and, where a method wants them, real latents."""
+"""Training data: prompt embeddings and, for methods that need them, real latents and teacher pairs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ENCODE_BATCH = 64
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything precomputed, so that text encoder and autoencoder may leave the device.
+    """Precomputed training data; text encoders and autoencoder are no longer needed on the device.
 
     Attributes:
-        prompts: the texts, in the order of the rows of `cond`.
-        cond: embeddings of the prompts.
-        uncond: one row, the negative prompt.
+        prompts: prompt texts, aligned with the rows of `cond`.
+        cond: prompt embeddings.
+        uncond: embedding of the negative prompt, one row.
         shape: shape of one latent.
         latents: real latents, or None.
-        latents_cond: their embeddings.
-        pairs: noises with the teacher's images of them, or None.
-        batch_device: where batches go; None: where the embeddings are.
+        latents_cond: embeddings of their captions.
+        pairs: noise and the teacher's latents, or None.
+        batch_device: device of batches; None: the device of the embeddings.
     """
 
     prompts: tuple[str, ...]
@@ -50,24 +50,24 @@ class TrainingData:
 
     @property
     def device(self) -> torch.device:
-        """Where batches go."""
+        """Device of batches."""
         return self.batch_device or self.cond.device
 
     def to(self, device: torch.device | str) -> TrainingData:
-        """The same data with batches on a device.
+        """Return the same data with batches on a device.
 
-        The data stay where they are: a T5 embedding has a MiB and more, and a GPU none to spare for thousands of them.
+        The data themselves do not move: a T5 embedding takes a MiB or more, too much for thousands on a GPU.
         """
         return replace(self, uncond=self.uncond.to(device), batch_device=torch.device(device))
 
     def batch(self, *, seed: int, step: int, indices: Sequence[int], size: int) -> Batch:
-        """Some of the samples of a step.
+        """Return a (micro-)batch of a step.
 
         Args:
-            seed: of the run.
-            step: the iteration.
-            indices: which of the step's samples; a sample is the same in whatever batch it arrives.
-            size: samples in the whole step, over all processes and micro-batches.
+            seed: seed of the run.
+            step: training step.
+            indices: indices of the samples within the step; a sample does not depend on the split into batches.
+            size: global batch size of the step, over all processes and micro-batches.
         """
         device, positions = self.device, [step * size + i for i in indices]
         rows = rows_of(positions, count=len(self.cond), seed=seed, purpose="prompts")
@@ -86,11 +86,11 @@ class TrainingData:
             batch.latents_cond = self.latents_cond[rows].to(device)
         if self.pairs is not None:
             rows = rows_of(positions, count=len(self.pairs), seed=seed, purpose="pairs")
-            told = self.cond[(rows % len(self.cond)).to(self.cond.device)].to(device)
+            cond = self.cond[(rows % len(self.cond)).to(self.cond.device)].to(device)
             noise, x0 = (
                 table[rows.to(table.device)].to(device) for table in (self.pairs.noise, self.pairs.x0)
             )
-            batch.pairs = Pairs(noise, x0, told)
+            batch.pairs = Pairs(noise, x0, cond)
         return batch
 
 
@@ -102,12 +102,12 @@ def _permutation(seed: int, purpose: str, epoch: int, count: int) -> Tensor:
 
 
 def rows_of(positions: Sequence[int], *, count: int, seed: int, purpose: str) -> Tensor:
-    """Rows of the given draws: every epoch is a permutation, and a draw is found without the ones before it."""
+    """Map draw positions to rows: every epoch is a permutation, computed without replaying earlier draws."""
     return torch.stack([_permutation(seed, purpose, at // count, count)[at % count] for at in positions])
 
 
 def encode_prompts(teacher: Denoiser, prompts: Sequence[str]) -> Conditioning:
-    """Embeddings of many prompts, in batches."""
+    """Encode prompts in batches."""
     with torch.no_grad():
         parts = [
             teacher.encode(prompts[start : start + ENCODE_BATCH])
@@ -117,7 +117,7 @@ def encode_prompts(teacher: Denoiser, prompts: Sequence[str]) -> Conditioning:
 
 
 def data_from_prompts(teacher: Denoiser, prompts: Sequence[str]) -> TrainingData:
-    """Prompts-only data from a list of texts."""
+    """Create prompts-only data from a list of texts."""
     with torch.no_grad():
         uncond = teacher.uncond(1)
     return TrainingData(
@@ -137,18 +137,21 @@ def prepare_data(
     cache_dir: str | None = None,
     seed: int = 0,
 ) -> TrainingData:
-    """Read prompts and images, embed them once, and keep the result under `cache_dir`.
+    """Load prompts and images, encode them, and cache the result.
 
     Args:
         teacher: encodes texts and images.
-        model: name of the teacher and of how it is asked, a part of the cache's key beside the weights of its encoders.
+        model: name of the teacher with its prompt arguments; part of the cache key, with its encoders' weights.
         prompts: see `load_prompts`.
         images: see `load_images`; None for prompts only.
-        num_prompts: at most so many prompts.
-        num_images: at most so many images.
-        negative_prompt: what guidance pushes away from.
-        cache_dir: None keeps nothing on disk.
-        seed: of the embedded captions and scenes.
+        num_prompts: maximum number of prompts.
+        num_images: maximum number of images.
+        negative_prompt: negative prompt of guidance.
+        cache_dir: cache folder; None disables caching.
+        seed: seed of the embedded captions and scenes.
+
+    Raises:
+        UserError: the sources cannot be read, or images are given for a teacher without autoencoder.
     """
     texts = load_prompts(prompts, limit=num_prompts, seed=seed)
     encoders = "" if cache_dir is None else fingerprint(named_weights(teacher.encoders()).items())
@@ -162,19 +165,17 @@ def prepare_data(
     if images is None:
         return data
     if not isinstance(teacher, PipelineDenoiser):
-        raise UserError("data.images needs a teacher with an autoencoder, a diffusers pipeline")
+        raise UserError(
+            "data.images needs a diffusers pipeline as the teacher; remove it to train on prompts"
+        )
     encoder = teacher
     image_key = {**key, "images": images, "num_images": num_images}
     stored = cached(cache_dir, image_key, lambda: encode_images(encoder, images, num_images, seed))
-    return replace(
-        data,
-        latents=stored.pop("latents"),
-        latents_cond=Conditioning(stored),
-    )
+    return replace(data, latents=stored.pop("latents"), latents_cond=Conditioning(stored))
 
 
 def encode_images(teacher: PipelineDenoiser, images: str, limit: int | None, seed: int) -> dict[str, Tensor]:
-    """Latents of a set of images beside the embeddings of their captions."""
+    """Encode images to latents and their captions to embeddings."""
     latents, captions = [], []
     for pixels, texts in load_images(images, size=teacher.image_size(), limit=limit, seed=seed):
         with torch.no_grad():

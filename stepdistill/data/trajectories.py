@@ -1,13 +1,15 @@
-"""Noises and where the teacher's ODE takes them, computed once: the data of methods that regress on the teacher's own images.
+"""Teacher pairs: noise and the end of the teacher's ODE from it, precomputed for regression methods.
 
-Pairs are kept in files of `shard_size`, each under a name made of all it depends on: the teacher's weights, the embeddings, the
-noise and the solver. So a stopped computation goes on where it was, and another teacher or prompt never meets old pairs.
+(ReFlow, https://arxiv.org/abs/2209.03003, section 2.2; DMD's regression loss, https://arxiv.org/abs/2311.18828, eq. 9.)
+Pairs are cached in shards of `shard_size`, keyed by everything they depend on: the teacher's weights, the embeddings,
+the noise and the solver. An interrupted computation resumes at the first missing shard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,31 +24,33 @@ from stepdistill.diffusion.rng import RandomStream
 from stepdistill.diffusion.solver import teacher_trajectory
 from stepdistill.typing import Latents
 
-_VERSION = 1
+_VERSION = 1  # bump when equal keys would give different pairs
 
 
 class PairsConfig(BaseModel):
-    """Which pairs."""
+    """Settings of the teacher pairs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num: int = Field(default=0, ge=0, description="pairs of a noise and the teacher's image of it; 0: none")
+    num: int = Field(default=0, ge=0, description="number of pairs of noise and teacher image; 0: none")
     steps: int = Field(
-        default=50, ge=1, description="the teacher's network calls per pair (heun: twice that)"
+        default=50, ge=1, description="solver steps per pair (heun: two network calls per step)"
     )
-    guidance_scale: float = Field(default=4.0, ge=0.0, description="of the teacher in its ODE; 1.0 is off")
+    guidance_scale: float = Field(default=4.0, ge=0.0, description="guidance scale of the ODE; 1.0 is off")
     solver: Solver = Field(default="ddim", description="ddim, euler or heun")
-    batch_size: int = Field(default=64, ge=1, description="pairs solved at once")
-    shard_size: int = Field(default=256, ge=1, description="pairs per file: as much as a stop can lose")
+    batch_size: int = Field(default=64, ge=1, description="pairs per batch")
+    shard_size: int = Field(
+        default=256, ge=1, description="pairs per cache file; an interruption loses at most one"
+    )
 
 
 @dataclass(frozen=True)
 class TeacherPairs:
-    """Pair number i is of prompt number i, counted round.
+    """Pairs of noise and teacher latents; pair i belongs to prompt i modulo the number of prompts.
 
     Attributes:
         noise: standard normal, (N, *shape).
-        x0: the teacher's latents, (N, *shape).
+        x0: end of the teacher's ODE, (N, *shape).
     """
 
     noise: Latents
@@ -56,8 +60,8 @@ class TeacherPairs:
         return len(self.noise)
 
 
-Watch = Callable[[Sequence[range]], Iterable[range]]
-"""Passes the shards on one by one, and may show how far they are."""
+Progress = Callable[[Sequence[range]], Iterable[range]]
+"""Wraps the iteration over shards, for example in a progress bar."""
 
 
 def teacher_pairs(
@@ -68,24 +72,26 @@ def teacher_pairs(
     *,
     seed: int = 0,
     cache_dir: str | None = None,
-    watch: Watch = iter,
+    progress: Progress = iter,
 ) -> TeacherPairs:
-    """The pairs of a configuration, read where they are kept under `cache_dir` and computed where not.
+    """Return teacher pairs, from the cache where possible.
 
     Args:
         teacher: solves its ODE on the grid of the stock sampler.
-        cond: embeddings of the prompts, on any device.
-        uncond: one row, what guidance pushes away from, on the teacher's device.
-        config: how many, and by which solver.
-        seed: of the noises.
-        cache_dir: None keeps nothing on disk.
-        watch: see `Watch`.
+        cond: prompt embeddings, on any device.
+        uncond: embedding of the negative prompt, one row, on the teacher's device.
+        config: number of pairs and solver.
+        seed: seed of the noise.
+        cache_dir: cache folder; None disables caching.
+        progress: see `Progress`.
     """
     shards = [
         range(first, min(first + config.shard_size, config.num))
         for first in range(0, config.num, config.shard_size)
     ]
+    # The grid of the stock sampler, so that x0 is the image that the teacher's own pipeline would draw.
     times = teacher.few_step_times(config.steps, "ode")
+    # A changed weight, prompt, solver or seed changes the key; the batch size does not, and neither does an adapter.
     teacher_key = {
         "version": _VERSION,
         "teacher": fingerprint(base_weights(teacher)) if cache_dir is not None else "",
@@ -96,19 +102,14 @@ def teacher_pairs(
         "seed": seed,
     }
     found = []
-    for shard in watch(shards):
-        told = cond[[i % len(cond) for i in shard]]
-        key = {**teacher_key, "pairs": [shard.start, shard.stop], "cond": fingerprint(told.tensors.items())}
-        found.append(
-            cached(
-                cache_dir,
-                key,
-                lambda shard=shard, told=told: solve(teacher, told, uncond, config, shard, times, seed),
-            )
-        )
-    return TeacherPairs(
-        torch.cat([part["noise"] for part in found]), torch.cat([part["x0"] for part in found])
-    )
+    for shard in progress(shards):
+        # The prompts repeat cyclically, so that raising `num` keeps all full shards valid.
+        rows = cond[[i % len(cond) for i in shard]]
+        key = {**teacher_key, "pairs": [shard.start, shard.stop], "cond": fingerprint(rows.tensors.items())}
+        compute = partial(solve, teacher, rows, uncond, config, shard, times, seed)
+        found.append(cached(cache_dir, key, compute))
+    noise, x0 = (torch.cat([part[name] for part in found]) for name in ("noise", "x0"))
+    return TeacherPairs(noise, x0)
 
 
 def solve(
@@ -120,21 +121,23 @@ def solve(
     times: Sequence[float],
     seed: int,
 ) -> dict[str, Tensor]:
-    """Noise and the end of the teacher's trajectory for the pairs of one shard."""
+    """Solve the teacher's ODE x1 ~ N(0, I) -> x0 for the pairs of one shard."""
     noises, ends, device = [], [], uncond.device
     for rows in torch.arange(len(shard), device=cond.device).split(config.batch_size):
+        # Noise is keyed by the global pair index, so it does not depend on shards or batches.
         indices = tuple(shard[row] for row in rows.tolist())
         noise = RandomStream(seed, 0, indices, device, "pairs").normal("noise", teacher.latent_shape())
-        guidance, told = Guidance(config.guidance_scale, uncond), cond[rows].to(device)
-        ends.append(
-            teacher_trajectory(teacher, noise, told, times, guidance, solver=config.solver).x0.float()
+        guidance = Guidance(config.guidance_scale, uncond)
+        path = teacher_trajectory(
+            teacher, noise, cond[rows].to(device), times, guidance, solver=config.solver
         )
+        ends.append(path.x0.float())
         noises.append(noise)
     return {"noise": torch.cat(noises).cpu(), "x0": torch.cat(ends).cpu()}
 
 
 def base_weights(teacher: Denoiser) -> Iterable[tuple[str, Tensor]]:
-    """The teacher's parameters under the names they have without adapters."""
+    """Return the teacher's parameters under their names without adapters."""
     return [
         (name.replace(".base_layer", ""), parameter)
         for name, parameter in teacher.named_parameters()

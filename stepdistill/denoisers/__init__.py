@@ -1,4 +1,4 @@
-"""One file per family of diffusers pipelines, and the function that finds the right one."""
+"""Denoisers: one file per family of diffusers pipelines, and `load_teacher`."""
 
 from __future__ import annotations
 

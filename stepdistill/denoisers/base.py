@@ -1,6 +1,6 @@
-"""The contract of every network: (x_t, t, cond) in, the estimates of x0 and eps out.
+"""The interface of all networks: (x_t, t, cond) in, estimates of x0 and eps out.
 
-To plug in your own network: subclass `Denoiser`, set `schedule` and `prediction`, write `forward_network`.
+To plug in your own network, subclass `Denoiser`, set `schedule` and `prediction`, and write `forward_network`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from stepdistill.diffusion.schedules.base import NoiseSchedule, at_least_float32
 from stepdistill.errors import UserError
 from stepdistill.typing import Images, Latents, Times
 
-_SAME_TIME = 1e-6
+_SAME_TIME = 1e-6  # grid times are multiples of 1e-3 or coarser; float32 rounding is 6e-8
 
 
 class Denoiser(nn.Module):
-    """A network with its noise schedule, its parameterisation and its role.
+    """A network with its noise schedule, prediction type and role (teacher, student, fake score).
 
     Attributes:
         schedule: alpha and sigma as functions of t in [0, 1].
-        prediction: what `forward_network` returns: "x0", "eps", "v" or "flow".
-        feature_layers: names of the submodules of `network` that `features` taps by default.
-        lora_targets: names of the layers that an adapter changes by default; empty: every role is a full copy.
-        adapter: the adapter this role runs under; None: the plain network.
+        prediction: output of `forward_network`: "x0", "eps", "v" or "flow".
+        feature_layers: submodules of `network` that `features` taps by default.
+        lora_targets: layers that LoRA adapts by default; if empty, every role is a full copy.
+        adapter: name of this role's adapter; None runs the plain network.
         is_trainable: False for a teacher.
-        successor: the time from which on, descending, another role takes over, and that role; see `at`.
-        embedded_guidance: the guidance scale that a network with an input for it is told where the conditioning names
-            none ("guidance_scale", one per row); None: the network is told no scale.
+        successor: (time, role) of the role that takes over at this time and below; see `at`.
+        embedded_guidance: default input of a guidance embedding, for conditionings without a "guidance_scale";
+            None if the network has no guidance embedding.
     """
 
     network: nn.Module
@@ -62,7 +62,7 @@ class Denoiser(nn.Module):
     embedded_guidance: float | None = None
 
     def at(self, t: float) -> Denoiser:
-        """The role to call at time t: this one, or its successor where that has taken over."""
+        """Return the role to call at time t: this one, or its successor at that time."""
         if self.successor is None or t > self.successor[0] + _SAME_TIME:
             return self
         return self.successor[1].at(t)
@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
     def forward(
         self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None
     ) -> Denoised:
-        """The estimates of x0 and eps; a guided call runs cond and uncond as one batch."""
+        """Estimate x0 and eps; a guided call runs cond and uncond as one batch."""
         self.activate()
         cond = cond.expand(len(x_t))
         if guidance is None or guidance.is_off:
@@ -89,111 +89,103 @@ class Denoiser(nn.Module):
     def estimates(
         self, output: Latents, x_t: Latents, t: Times, prediction: Prediction | None = None
     ) -> tuple[Latents, Latents]:
-        """(x0, eps) of an output at x_t, in the network's own prediction unless another is named."""
+        """Convert an output at x_t to (x0, eps); `prediction` defaults to the network's own."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         return to_x0_eps(prediction or self.prediction, output, x_t, alpha, sigma)
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
-        """The network's raw output, in `self.prediction`."""
+        """Return the raw network output, of type `self.prediction`."""
         raise NotImplementedError(f"{type(self).__name__} must define forward_network")
 
     def features(
         self, x_t: Latents, t: Times, cond: Conditioning, layers: Sequence[str] | None = None
     ) -> list[Tensor]:
-        """Activations of `layers`: (B, N, C) image tokens or (B, C, H, W) maps; what follows them is not run."""
+        """Return activations of `layers`, (B, N, C) image tokens or (B, C, H, W) maps; later layers are not run."""
         self.activate()
         cond, names = cond.expand(len(x_t)), self.layers_to_tap(layers)
         return tap(self.network, names, lambda: self.forward_network(x_t, t, cond), self.select)
 
     def capture_features(self, layers: Sequence[str] | None = None) -> AbstractContextManager[list[Tensor]]:
-        """What `features` gives, taken from the one call of this network within the block; filled when the block ends."""
+        """Context manager that collects `features` during one call of the network; filled on exit."""
         return capture(self.network, self.layers_to_tap(layers), self.select)
 
     def layers_to_tap(self, layers: Sequence[str] | None) -> tuple[str, ...]:
-        """These layers, or those that the family names."""
+        """Return the given layers, or the family's default."""
         names = tuple(self.feature_layers if layers is None else layers)
         if not names:
-            raise ValueError(f"{type(self).__name__} names no feature_layers; pass layers=[...]")
+            raise ValueError(f"{type(self).__name__} sets no feature_layers; pass layers=[...]")
         return names
 
     def select(self, output: Any) -> Tensor:
-        """The image part of a tapped module's output."""
+        """Return the image part of a tapped module's output."""
         return output if isinstance(output, Tensor) else output[0]
 
-    @torch.no_grad()
-    def feature_channels(self, layers: Sequence[str] | None = None) -> list[int]:
-        """Channels of each tapped activation, found by one small forward pass."""
-        like = next(self.parameters())
-        x_t = torch.zeros(1, *self.latent_shape(), device=like.device)
-        taps = self.features(x_t, torch.ones(1, device=like.device), self.uncond(1), layers)
-        return [tokens.shape[-1] if tokens.ndim == 3 else tokens.shape[1] for tokens in taps]
-
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The conditioning of these prompts."""
-        raise NotImplementedError(f"{type(self).__name__} does not read prompts")
+        """Encode prompts."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode")
 
     def uncond(self, n: int) -> Conditioning:
-        """The conditioning of n empty prompts."""
-        raise NotImplementedError(f"{type(self).__name__} has no unconditional input")
+        """Encode n empty prompts."""
+        raise NotImplementedError(f"{type(self).__name__} must define uncond")
 
     def encoders(self) -> dict[str, nn.Module]:
-        """What embeds prompts and images, by name: embeddings that are kept are found by its weights. A toy has none."""
+        """Return the text and image encoders by name; caches of embeddings are keyed by their weights."""
         return {}
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """Shape of one latent; the default size is the one the network was trained at."""
-        raise NotImplementedError(f"{type(self).__name__} does not say the shape of its state")
+        """Return the shape of one latent, by default at the training resolution."""
+        raise NotImplementedError(f"{type(self).__name__} must define latent_shape")
 
     def encode_images(self, images: Images, generator: torch.Generator | None = None) -> Latents:
-        """Latents of images, scaled as the network wants them; without a latent space: the images in [-1, 1]."""
+        """Encode images to scaled latents; a pixel-space network uses images in [-1, 1]."""
         return images * 2 - 1
 
     def decode(self, latents: Latents) -> Images:
-        """Images in [0, 1]."""
+        """Decode latents to images in [0, 1]."""
         return (latents / 2 + 0.5).clamp(0, 1)
 
     def role(self, name: str, roles: Roles) -> Denoiser:
-        """A trainable denoiser that starts as this one.
+        """Return a trainable denoiser initialised from this one.
 
-        shared: a LoRA adapter on the same network object. full (and denoisers without `lora_targets`): a deep
-        copy of the network, in float32 where the teacher is in half precision.
+        mode="shared" adds a LoRA adapter to the same network object. mode="full", or a denoiser without
+        `lora_targets`, deep-copies the network and upcasts half precision to float32.
         """
         on_one_network = roles.mode == "shared" and bool(roles.target_modules or self.lora_targets)
-        kept = [*self._kept_parts(), *([self.network] if on_one_network else [])]
-        twin = copy.deepcopy(self, {id(part): part for part in kept})
+        referenced = [*self._referenced_parts(), *([self.network] if on_one_network else [])]
+        twin = copy.deepcopy(self, {id(part): part for part in referenced})
         twin.is_trainable = True
         if on_one_network:
             twin.adapter = add_adapter(self.network, name, roles, self.lora_targets)
         else:
             if "network" in self._modules and is_shared(self.network):
-                remove_adapters(twin.network)  # those of other roles were copied along
+                remove_adapters(twin.network)  # the copy includes the adapters of other roles
             upcast(twin)
             twin.requires_grad_(True)
         return twin
 
     def embed_guidance(self, scale: float) -> None:
-        """Let the network be told a guidance scale, `scale` where the conditioning names none.
+        """Condition the network on the guidance scale, with default `scale`.
 
-        An input that the network lacks is added with zero weights, so its output does not move.
+        A missing guidance embedding is added with zero weights, so that the output does not change.
 
         Raises:
-            UserError: stock pipelines of this family have no such input, or a LoRA would have to carry it.
+            UserError: pipelines of this family have no guidance embedding, or a LoRA would have to hold it.
         """
         raise UserError(
-            f"the networks of {type(self).__name__} take no guidance scale; set method.embed_guidance=false"
+            f"networks of {type(self).__name__} have no guidance embedding; set method.embed_guidance=false"
         )
 
     def activate(self) -> None:
-        """Make the network run under this role's adapter.
+        """Activate this role's adapter.
 
-        `forward` and `features` do it themselves. Call it before a backward pass that recomputes activations
-        (gradient checkpointing) when another role has run in between.
+        `forward` and `features` call it. Call it before a backward pass that recomputes activations (gradient
+        checkpointing) if another role has run in between.
         """
         if "network" in self._modules:
             switch_adapter(self.network, self.adapter)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The parameters that this role's optimiser owns; none for a teacher."""
+        """Return the parameters to optimise; none for a teacher."""
         if not self.is_trainable:
             return []
         return list(
@@ -203,33 +195,33 @@ class Denoiser(nn.Module):
         )
 
     def role_state_dict(self) -> dict[str, Tensor]:
-        """The tensors that make this role: its adapter under peft's names, or the whole copy; nothing for a teacher."""
+        """Return the adapter's tensors under peft's names, or the full copy's; empty for a teacher."""
         return {name: tensor.detach().contiguous() for name, tensor in self._role_tensors().items()}
 
     def load_role_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `role_state_dict` gave; every name and shape must agree."""
+        """Load the output of `role_state_dict`; all names and shapes must match."""
         load_tensors(self._role_tensors(), tensors)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass; in shared mode this holds for every role of the network."""
+        """Enable gradient checkpointing of the network, which shared roles have in common."""
         raise NotImplementedError(f"{type(self).__name__} has no gradient checkpointing")
 
     def few_step_times(self, num_steps: int, kind: SamplerKind) -> tuple[float, ...]:
-        """The grid that the stock pipeline will run, as t, descending; here: evenly spaced."""
+        """Return the stock pipeline's few-step grid as descending t; here evenly spaced."""
         return tuple(1 - i / num_steps for i in range(num_steps))
 
     def nearest_time(self, t: float) -> float:
-        """The nearest time at which a stock few-step scheduler can call the network; here: any."""
+        """Round to a time at which a stock few-step scheduler can call the network; here any time."""
         return t
 
     def pipeline(self, sampler: StudentSampler) -> Any:
-        """A stock diffusers pipeline with this role's weights and the few-step scheduler set."""
+        """Return a stock diffusers pipeline with this role's weights and the few-step scheduler."""
         raise NotImplementedError(
             f"{type(self).__name__} is not a diffusers family; sample with rollout.sample"
         )
 
-    def _kept_parts(self) -> list[object]:
-        """Objects that a role refers to instead of copying them."""
+    def _referenced_parts(self) -> list[object]:
+        """Objects that a role shares with its teacher instead of copying."""
         return [self.schedule]
 
     def _role_tensors(self) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Intermediate activations of a network by forward hooks: of a call of its own that ends early, or captured in another's."""
+"""Intermediate activations by forward hooks: from a pass that stops early, or captured during another call."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from torch import Tensor, nn
 
 
 class _LastTap(Exception):  # noqa: N818 - a signal, not an error
-    """Raised by the hook that completes the collection, to leave the rest of the network unrun."""
+    """Raised by the last hook to stop the forward pass."""
 
 
 def tap(
     network: nn.Module, layers: Sequence[str], run: Callable[[], object], select: Callable[[Any], Tensor]
 ) -> list[Tensor]:
-    """Outputs of the named submodules during `run()`, in the order of `layers`.
+    """Return the outputs of the named submodules during `run()`, in the order of `layers`.
 
-    The network is left by an exception as soon as all of them have fired, so nothing behind the last tap is
-    computed. Gradients flow: the collected tensors keep their graph.
+    The forward pass stops once all of them are collected. The tensors keep their graph.
 
     >>> import torch
     >>> network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 5))
@@ -31,7 +30,7 @@ def tap(
         try:
             run()
         except _LastTap as signal:
-            # A block under gradient checkpointing is left from inside its context; clearing the frames closes it now.
+            # Clearing the frames closes the context of a gradient-checkpointed block that the exception left.
             traceback.clear_frames(signal.__traceback__)
     return features
 
@@ -40,12 +39,13 @@ def tap(
 def capture(
     network: nn.Module, layers: Sequence[str], select: Callable[[Any], Tensor], *, stop: bool = False
 ) -> Iterator[list[Tensor]]:
-    """Capture the outputs of the named submodules in the one call of the network that the block makes; the list is filled when it ends.
+    """Collect the outputs of the named submodules during one network call; the list is filled on exit.
 
-    With `stop` the call ends in an exception as soon as all have fired.
+    Args:
+        stop: end the forward pass with an exception once all outputs are collected.
 
     Raises:
-        ValueError: a named submodule was not run.
+        ValueError: a named submodule did not run.
 
     >>> import torch
     >>> network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
@@ -54,10 +54,10 @@ def capture(
     >>> tuple(out.shape), [tuple(f.shape) for f in features]
     ((7, 4), [(7, 3)])
     """
-    taken: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     count = len(set(layers)) if stop else None
     handles = [
-        network.get_submodule(name).register_forward_hook(_collector(taken, name, count, select))
+        network.get_submodule(name).register_forward_hook(_collector(outputs, name, count, select))
         for name in layers
     ]
     features: list[Tensor] = []
@@ -66,15 +66,15 @@ def capture(
     finally:
         for handle in handles:
             handle.remove()
-    if missing := [name for name in layers if name not in taken]:
-        raise ValueError(f"these feature layers were not run in a forward pass: {missing}")
-    features.extend(taken[name] for name in layers)
+    if missing := [name for name in layers if name not in outputs]:
+        raise ValueError(f"these feature layers did not run in the forward pass: {missing}")
+    features.extend(outputs[name] for name in layers)
 
 
-def _collector(taken: dict[str, Tensor], name: str, count: int | None, select: Callable[[Any], Tensor]):
+def _collector(outputs: dict[str, Tensor], name: str, count: int | None, select: Callable[[Any], Tensor]):
     def hook(module: nn.Module, inputs: object, output: object) -> None:
-        taken[name] = select(output)
-        if len(taken) == count:
+        outputs[name] = select(output)
+        if len(outputs) == count:
             raise _LastTap
 
     return hook

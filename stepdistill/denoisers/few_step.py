@@ -1,14 +1,14 @@
-"""The stock diffusers scheduler, and the call, that run a student exactly as it was trained.
+"""The stock diffusers scheduler and call arguments that run a student exactly as trained.
 
 | schedule | kind | scheduler |
 |---|---|---|
-| VP   | sde | LCMScheduler with original_inference_steps = num_steps: its boundary scalings vanish, what is left is x0, then noise |
-| VP   | ode | DDIMScheduler, trailing; on other grids DPMSolverMultistepScheduler of order 1, which is DDIM |
+| VP   | sde | LCMScheduler with original_inference_steps = num_steps; c_skip ~ 0 and c_out ~ 1, so it returns x0 plus noise |
+| VP   | ode | DDIMScheduler with trailing spacing; on other grids DPMSolverMultistepScheduler of order 1, i.e. DDIM |
 | flow | sde | FlowMatchEulerDiscreteScheduler with stochastic_sampling |
 | flow | ode | FlowMatchEulerDiscreteScheduler |
 
-A flow pipeline called with bare `num_inference_steps` runs another grid than the one trained on, so the sigmas are
-part of the call; they are the unshifted ones, because the scheduler applies its shift to them.
+Given only `num_inference_steps`, a flow pipeline runs a different grid than in training, so the call includes
+`sigmas`. They are unshifted, since the scheduler applies its shift to them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from stepdistill.errors import UserError
 
 @dataclass(frozen=True)
 class FewStep:
-    """A scheduler and the keyword arguments of the pipeline call that go with it (plain JSON values)."""
+    """A scheduler and its keyword arguments for the pipeline call (JSON values)."""
 
     scheduler: Any
     arguments: dict[str, Any]
 
 
 def vp_few_step(base: Any, sampler: StudentSampler) -> FewStep:
-    """The VP scheduler of this sampler; the betas and the prediction type are those of `base`."""
+    """Return the VP scheduler of a sampler, with the betas and prediction type of `base`."""
     count, num_steps = base.config.num_train_timesteps, sampler.num_steps
     indices = training_indices(sampler.times, count)
     is_default = indices == few_step_indices(count, num_steps, sampler.kind)
@@ -52,7 +52,7 @@ def vp_few_step(base: Any, sampler: StudentSampler) -> FewStep:
         trailing = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
         scheduler = DDIMScheduler.from_config(base.config, **trailing, **unclipped)
     else:
-        # DDIMScheduler takes no timesteps, and steps past its own grid where num_steps is no divisor.
+        # DDIMScheduler accepts no custom timesteps, and its last step overshoots unless num_steps divides count.
         arguments["timesteps"] = indices
         order_one = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
         scheduler = DPMSolverMultistepScheduler.from_config(
@@ -62,7 +62,7 @@ def vp_few_step(base: Any, sampler: StudentSampler) -> FewStep:
 
 
 def flow_few_step(base: Any, sampler: StudentSampler) -> FewStep:
-    """The flow-matching scheduler of this sampler, with the shift of `base`."""
+    """Return the flow-matching scheduler of a sampler, with the shift of `base`."""
     shift = flow_shift(base.config)
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(
         base.config,
@@ -74,25 +74,27 @@ def flow_few_step(base: Any, sampler: StudentSampler) -> FewStep:
         **_NO_RESPACING,
     )
     times = torch.tensor(sampler.times, dtype=torch.float64)
-    sigmas = shift_time(times, 1 / shift).tolist()
-    return FewStep(
-        scheduler, {"num_inference_steps": sampler.num_steps, "sigmas": [round(s, 9) for s in sigmas]}
-    )
+    # Undo the shift; 9 digits keep the JSON short and are well below float32 resolution.
+    sigmas = [round(s, 9) for s in shift_time(times, 1 / shift).tolist()]
+    return FewStep(scheduler, {"num_inference_steps": sampler.num_steps, "sigmas": sigmas})
 
 
 def flow_shift(config: Any) -> float:
-    """The static timestep shift in a flow scheduler's config; 1 where it has none."""
+    """Return the static timestep shift of a flow scheduler's config, by default 1."""
     return config.get("shift") or config.get("flow_shift") or 1.0
 
 
 def training_indices(times: tuple[float, ...], count: int) -> list[int]:
-    """Times as training indices; they must lie on the training grid, where stock VP schedulers live.
+    """Convert times to training indices.
+
+    Raises:
+        UserError: a time is off the training grid, where stock VP schedulers cannot call the network.
 
     >>> training_indices((1.0, 749 / 999), 1000)
     [999, 749]
     """
     indices = [t * (count - 1) for t in times]
-    if any(abs(i - round(i)) > 1e-2 for i in indices):
+    if any(abs(i - round(i)) > 1e-2 for i in indices):  # float32 times are off by up to 1e-4
         raise UserError(
             f"stock schedulers call a VP network at whole training indices only, got {[round(i, 2) for i in indices]}; "
             f"choose times that are multiples of 1/{count - 1}"

@@ -1,4 +1,4 @@
-"""From a folder, a hub id or a diffusers pipeline to a frozen teacher."""
+"""Load a frozen teacher from a folder, a hub id or a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAMILIES: dict[str, str | type[Denoiser]] = {
     "StableDiffusionXLPipeline": "stepdistill.denoisers.sdxl:SDXLDenoiser",
     "StableDiffusion3Pipeline": "stepdistill.denoisers.sd3:SD3Denoiser",
 }
-"""Pipeline class name -> denoiser class, or where to import it from (diffusers takes seconds to import)."""
+"""Pipeline class name -> denoiser class or its import path (importing diffusers takes seconds)."""
 
 
 def load_teacher(
@@ -34,13 +34,17 @@ def load_teacher(
     device: torch.device | str | None = None,
     prompt_arguments: Mapping[str, Any] | None = None,
 ) -> Denoiser:
-    """The frozen denoiser of a pipeline folder, a hub id or a pipeline object (which is frozen in place).
+    """Return the frozen denoiser of a pipeline.
 
     Args:
-        path_or_pipeline: what to load; `assets/...` names that are not on disk are the embedded ones.
-        dtype: of the network and the text encoders; default float32, or as the pipeline object is.
-        device: where to put it; default: the CPU, or where the pipeline object is.
+        path_or_pipeline: folder, hub id, or pipeline object, which is frozen in place. `assets/...` paths that do
+            not exist resolve to the embedded assets.
+        dtype: of the network and the text encoders; default: float32, or the pipeline object's.
+        device: default: the CPU, or the pipeline object's.
         prompt_arguments: see `PipelineDenoiser`.
+
+    Raises:
+        UserError: there is no such pipeline, it cannot be read, or its family is not supported.
     """
     if isinstance(path_or_pipeline, (str, Path)):
         pipeline = _load_pipeline(str(path_or_pipeline), dtype)
@@ -57,9 +61,9 @@ def load_teacher(
 
 
 def absent_components(config: Mapping[str, Any]) -> dict[str, None]:
-    """The components that a model_index.json lists as null, as keyword arguments of `from_pretrained`.
+    """Return the null components of a model_index.json as keyword arguments of `from_pretrained`.
 
-    diffusers 0.42 does not load a `StableDiffusion3Pipeline` without T5 unless it is told so again.
+    diffusers 0.42 loads a `StableDiffusion3Pipeline` without T5 only if None is passed explicitly.
 
     >>> absent_components({"_class_name": "X", "vae": ["diffusers", "AutoencoderKL"], "text_encoder_3": [None, None]})
     {'text_encoder_3': None}
@@ -69,11 +73,15 @@ def absent_components(config: Mapping[str, Any]) -> dict[str, None]:
 
 
 def family_of(pipeline_class: str) -> type[Any]:
-    """The denoiser class for a pipeline class."""
+    """Return the denoiser class of a pipeline class.
+
+    Raises:
+        UserError: the pipeline class is not supported.
+    """
     if pipeline_class not in FAMILIES:
         raise UserError(
-            f"pipelines of class {pipeline_class} are not supported; supported: {', '.join(sorted(FAMILIES))}. "
-            "denoisers/example.py shows how a family is added"
+            f"{pipeline_class} is not supported; use one of {', '.join(sorted(FAMILIES))}, or add a family as in "
+            "denoisers/example.py"
         )
     target = FAMILIES[pipeline_class]
     if not isinstance(target, str):
@@ -100,8 +108,8 @@ def _load_pipeline(name: str, dtype: torch.dtype | None) -> DiffusionPipeline:
         )
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise UserError(
-            f"the weights of '{name}' cannot be read ({_first_line(error)}); download or export the pipeline again, "
-            "as safetensors"
+            f"cannot read the weights of '{name}' ({_first_line(error)}); download or export the pipeline again as "
+            "safetensors"
         ) from error
 
 
@@ -111,22 +119,21 @@ def _checked_source(name: str) -> str:
         if not (path / "model_index.json").is_file():
             if (path / "pytorch_lora_weights.safetensors").is_file():
                 raise UserError(
-                    f"'{name}' holds a LoRA and no pipeline; `stepdistill export RUN export.formats=[pipeline]` makes one of "
-                    "a run's student, docs/recipes.md shows how to make one of any LoRA"
+                    f"'{name}' holds a LoRA, not a pipeline; export a run's student with `stepdistill export RUN "
+                    "export.formats=[pipeline]`, or convert any LoRA as in docs/recipes.md"
                 )
             raise UserError(
-                f"'{name}' holds no model_index.json; give the folder of a whole diffusers pipeline, as written by "
-                "pipeline.save_pretrained"
+                f"'{name}' has no model_index.json; pass a diffusers pipeline folder as written by save_pretrained"
             )
         return str(path)
     if path.is_file():
         raise UserError(
-            f"'{name}' is a file; give the folder of a diffusers pipeline, with its model_index.json"
+            f"'{name}' is a file; pass the folder of a diffusers pipeline, with its model_index.json"
         )
     looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~", "assets/"))
     if not looks_like_hub_id:
         raise UserError(
-            f"there is no folder '{name}'; give the path of a diffusers pipeline, or a hub id owner/name"
+            f"there is no folder '{name}'; pass the path of a diffusers pipeline, or a hub id owner/name"
         )
     return name
 
@@ -134,7 +141,7 @@ def _checked_source(name: str) -> str:
 def _refuse_foreign_adapters(name: str, component: nn.Module) -> None:
     if adapted_layers(component):
         raise UserError(
-            f"the pipeline's {name} carries an unfused LoRA; call pipe.fuse_lora() and pipe.unload_lora_weights() before"
+            f"the pipeline's {name} has an unfused LoRA; call pipe.fuse_lora() and pipe.unload_lora_weights() first"
         )
 
 

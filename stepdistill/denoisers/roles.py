@@ -1,7 +1,7 @@
-"""Roles of one frozen network: teacher = adapters off, student and fake score = one LoRA adapter each.
+"""Roles on one frozen network: teacher = adapters off, student and fake score = one LoRA adapter each.
 
-LoRA: https://arxiv.org/abs/2106.09685. The second factor starts at zero, so a fresh adapter leaves the network's
-output bitwise as it was. Adapter tensors are float32 whatever the base holds: they are the master weights.
+LoRA (https://arxiv.org/abs/2106.09685): W + (alpha / r) B A with B = 0 at the start, so a fresh adapter leaves the
+output bitwise unchanged. Adapters are float32 master weights, whatever the dtype of the base.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 
 
 class Roles(BaseModel):
-    """How the trainable networks of a method are made from the teacher.
+    """How to create a method's trainable networks from the teacher.
 
     >>> Roles(rank=16).scaling_alpha
     16.0
@@ -35,18 +35,18 @@ class Roles(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["shared", "full"] = Field(
-        default="shared", description="shared: LoRA on one network; full: copies"
+        default="shared", description="shared: LoRA adapters on one network; full: copies of the network"
     )
     rank: int = Field(default=64, ge=1, description="LoRA rank")
-    alpha: float | None = Field(default=None, gt=0, description="LoRA alpha; default: the rank, a scale of 1")
+    alpha: float | None = Field(default=None, gt=0, description="LoRA alpha; default: the rank, i.e. scale 1")
     target_modules: list[str] | None = Field(
-        default=None, description="names of adapted layers; default: the family's"
+        default=None, description="layers to adapt; default: the family's"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the first LoRA factor")
+    seed: int = Field(default=0, ge=0, description="seed of the LoRA initialisation")
 
     @property
     def scaling_alpha(self) -> float:
-        """Alpha with its default filled in."""
+        """Alpha, by default the rank."""
         return float(self.rank) if self.alpha is None else self.alpha
 
 
@@ -54,16 +54,16 @@ _adapted: WeakKeyDictionary[nn.Module, list[BaseTunerLayer]] = WeakKeyDictionary
 
 
 def is_shared(network: nn.Module) -> bool:
-    """Whether this network carries adapters made here."""
+    """Return whether `add_adapter` has added adapters to this network."""
     return network in _adapted
 
 
 def switch_adapter(network: nn.Module, adapter: str | None) -> None:
-    """Make the network run under one adapter, or without any (None).
+    """Activate one adapter, or none (None).
 
-    peft's public `set_adapter` and `disable_adapters` also flip `requires_grad`, which would unhook the other
-    player's optimiser and invalidate a graph that is still to be run backwards. The two attributes set here are
-    all that peft's forward reads.
+    peft's public `set_adapter` and `disable_adapters` also flip `requires_grad`, which would freeze the other
+    role's parameters and invalidate a pending backward pass. peft's forward reads only the two attributes set
+    here.
     """
     layers = _adapted.get(network)
     if not layers:
@@ -80,21 +80,20 @@ def switch_adapter(network: nn.Module, adapter: str | None) -> None:
 
 
 def add_adapter(network: nn.Module, name: str, roles: Roles, default_targets: Sequence[str]) -> str:
-    """Give the network a fresh float32 LoRA adapter and return its name (`name`, or `name_2`... where taken)."""
+    """Add a fresh float32 LoRA adapter and return its name (`name`, or `name_2`, ... if taken)."""
     from diffusers.loaders import PeftAdapterMixin
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=roles.rank,
-        lora_alpha=roles.scaling_alpha,  # pyright: ignore[reportArgumentType] - peft divides it, any number will do
+        lora_alpha=roles.scaling_alpha,  # pyright: ignore[reportArgumentType] - typed int, but any number works
         target_modules=present_targets(network, roles.target_modules or default_targets),
     )
     adapter = _free_name(network, name)
     kept = {id(p): p.requires_grad for p in network.parameters()}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Already found a `peft_config`"
-        )  # a second adapter is the point
+        # A second adapter is intended.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         torch.manual_seed(zlib.crc32(f"{roles.seed}/{adapter}".encode()))
         if isinstance(network, PeftAdapterMixin):
             network.add_adapter(config, adapter_name=adapter)
@@ -111,32 +110,36 @@ def add_adapter(network: nn.Module, name: str, roles: Roles, default_targets: Se
 
 
 def adapted_layers(network: nn.Module) -> dict[str, BaseTunerLayer]:
-    """The layers that carry adapters, by name."""
+    """Return the layers with adapters, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def present_targets(network: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The targets that name a layer of this network, by peft's rule (the whole name, or what follows a dot)."""
+    """Filter targets that match a layer by peft's rule: the full name, or a suffix after a dot.
+
+    Raises:
+        UserError: no target matches.
+    """
     names = [name.replace(".base_layer", "") for name, _ in network.named_modules()]
     present = [target for target in targets if any(n == target or n.endswith(f".{target}") for n in names)]
     if not present:
         raise UserError(
-            f"roles.target_modules names no layer of {type(network).__name__}: {', '.join(targets)}; "
-            "leave it out to adapt the family's default layers"
+            f"roles.target_modules matches no layer of {type(network).__name__}: {', '.join(targets)}; "
+            "omit it to adapt the family's default layers"
         )
     return present
 
 
 def adapter_tensors(network: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """The parameters of one adapter under peft's file names (`blocks.0.to_q.lora_A.weight`)."""
+    """Return the parameters of one adapter under peft's file names (`blocks.0.to_q.lora_A.weight`)."""
     infix = f".{adapter}."
     return {n.replace(infix, "."): p for n, p in network.named_parameters() if ".lora_" in n and infix in n}
 
 
 def remove_adapters(network: nn.Module, merge: str | None = None) -> None:
-    """Take all adapters off the network, in place; the update of `merge` is added to the weights first."""
+    """Remove all adapters in place, after merging the adapter `merge` into the weights."""
     for name, module in adapted_layers(network).items():
         if merge is not None:
             module.merge(adapter_names=[merge])
@@ -148,36 +151,38 @@ def remove_adapters(network: nn.Module, merge: str | None = None) -> None:
 
 
 def merged_copy(network: nn.Module, adapter: str | None) -> nn.Module:
-    """An independent copy of the network with one adapter's update added to its weights and no adapter left."""
+    """Return a copy of the network with one adapter merged into the weights and all adapters removed."""
     merged = copy.deepcopy(network)
     remove_adapters(merged, merge=adapter)
     return merged
 
 
 def adapted_copy(network: nn.Module) -> nn.Module:
-    """An independent copy of the network that carries the same adapters."""
+    """Return a copy of the network including its adapters."""
     twin = copy.deepcopy(network)
     _adapted[twin] = list(adapted_layers(twin).values())
     return twin
 
 
 def load_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Copy `source` into `target`, in place; names and shapes must agree exactly."""
+    """Copy `source` into `target` in place; names and shapes must match exactly."""
     if missing := sorted(set(target) - set(source)):
-        raise ValueError(f"the saved role lacks {len(missing)} tensors, first: {missing[:3]}")
+        raise ValueError(f"the checkpoint of this role lacks {len(missing)} tensors, first: {missing[:3]}")
     if surplus := sorted(set(source) - set(target)):
-        raise ValueError(f"the saved role has {len(surplus)} unknown tensors, first: {surplus[:3]}")
+        raise ValueError(
+            f"the checkpoint of this role has {len(surplus)} unknown tensors, first: {surplus[:3]}"
+        )
     with torch.no_grad():
         for name, tensor in target.items():
             if tensor.shape != source[name].shape:
                 raise ValueError(
-                    f"'{name}' was saved as {tuple(source[name].shape)}, the role needs {tuple(tensor.shape)}"
+                    f"'{name}' has shape {tuple(source[name].shape)}, expected {tuple(tensor.shape)}"
                 )
             tensor.copy_(source[name])
 
 
 def upcast(module: nn.Module) -> None:
-    """Turn half-precision parameters and buffers into float32, in place: trained tensors are master weights."""
+    """Cast half-precision parameters and buffers to float32 master weights, in place."""
     for tensor in [*module.parameters(), *module.buffers()]:
         if tensor.dtype in HALF_PRECISIONS:
             tensor.data = tensor.data.float()

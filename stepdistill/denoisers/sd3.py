@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a multimodal transformer that predicts the flow."""
+"""Stable Diffusion 3 and 3.5: a multimodal transformer (MMDiT) with flow prediction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepdistill.typing import Latents, Times
 
 
 class SD3Denoiser(PipelineDenoiser):
-    """The transformer of a `StableDiffusion3Pipeline`; t is fed as 1000 t."""
+    """The transformer of a `StableDiffusion3Pipeline`; its timestep input is 1000 t."""
 
     network_name = "transformer"
     prediction = "flow"
@@ -23,17 +23,18 @@ class SD3Denoiser(PipelineDenoiser):
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     )
+    architectures = {4096: ("sd3", "stable-diffusion-3/lora")}
 
     def __init__(
         self, pipeline: StableDiffusion3Pipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS
     ) -> None:
         super().__init__(pipeline, prompt_arguments)
+        # Discriminator features from the middle of the network and from two thirds of its depth.
         depth = len(self.network.transformer_blocks)
         chosen = sorted({depth // 2, 2 * depth // 3})
         self.feature_layers = tuple(f"transformer_blocks.{i}" for i in chosen)
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
-        """The transformer's output."""
         return self.network(
             hidden_states=x_t.to(self.dtype),
             timestep=self.model_time(t),
@@ -43,7 +44,7 @@ class SD3Denoiser(PipelineDenoiser):
         )[0]
 
     def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
-        """Tokens of CLIP and T5 in one sequence (zeros for an absent T5), and CLIP's pooled embeddings."""
+        """Encode to the joint CLIP and T5 sequence (zeros for a missing T5) and the pooled CLIP embeddings."""
         encoded = self.pipe.encode_prompt(
             prompts or [""],
             prompt_2=None,
@@ -56,5 +57,5 @@ class SD3Denoiser(PipelineDenoiser):
         return Conditioning({"tokens": tokens, "pooled": pooled})
 
     def select(self, output: Any) -> Tensor:
-        """The image tokens: a joint block returns (text tokens, image tokens)."""
+        """Return the image tokens: a joint block returns (text tokens, image tokens)."""
         return output[1] if isinstance(output, tuple) else output

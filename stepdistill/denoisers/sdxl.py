@@ -1,37 +1,30 @@
-"""Stable Diffusion XL: the U-Net of Stable Diffusion with pooled text and size conditioning."""
+"""Stable Diffusion XL: a U-Net with pooled text and size conditioning."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from stepdistill.denoisers.stable_diffusion import StableDiffusionDenoiser
 from stepdistill.diffusion.conditioning import Conditioning
-from stepdistill.typing import Latents, Times
 
 
 class SDXLDenoiser(StableDiffusionDenoiser):
     """The U-Net of a `StableDiffusionXLPipeline`.
 
-    `time_ids` hold (original height, width, crop top, left, target height, width): as in the stock pipeline's
-    call, both sizes are the image's and the crop is at the corner, for cond and uncond alike.
+    `time_ids` hold (original height, width, crop top, left, target height, width). As in the stock pipeline's
+    call, both sizes are the image size and the crop is (0, 0), for cond and uncond alike.
     """
 
-    def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
-        """The U-Net's output."""
-        added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": cond["time_ids"].to(self.dtype)}
-        return self.network(
-            x_t.to(self.dtype),
-            self.model_time(t),
-            cond["tokens"].to(self.dtype),
-            timestep_cond=self.guidance_input(cond),
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+    architectures = {2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}
+
+    def added_conditions(self, cond: Conditioning) -> dict[str, Tensor]:
+        return {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": cond["time_ids"].to(self.dtype)}
 
     def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
-        """Hidden states of both text encoders, the pooled one, and the image's size.
+        """Encode to the tokens of both text encoders, the pooled embedding and the image size.
 
-        No negative prompt is all zeros where the pipeline's `force_zeros_for_empty_prompt` says so.
+        An empty negative prompt is all zeros if the pipeline sets `force_zeros_for_empty_prompt`.
         """
         encoded = self.pipe.encode_prompt(
             prompts or [""],

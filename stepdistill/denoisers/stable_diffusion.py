@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: a U-Net that predicts eps or v on a VP schedule."""
+"""Stable Diffusion 1.x and 2.x: a U-Net with eps or v prediction on a VP schedule."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from stepdistill.diffusion.prediction import Prediction
 from stepdistill.errors import UserError
 from stepdistill.typing import Latents, Times
 
-# The layers of LCM-LoRA and of DMD2's LoRA, so that ranks and scales compare.
+# The target modules of LCM-LoRA and of DMD2's LoRA, so that ranks and scales are comparable.
 UNET_LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-GUIDANCE_DIM = 256
-"""Size of the embedded guidance scale, as in LCM's released networks."""
+GUIDANCE_DIM = 256  # as in LCM's released networks
 
 
 def guidance_embedding(scale: Tensor, size: int) -> Tensor:
-    """Sinusoids of 1000 (scale - 1), (B,) -> (B, size): what stock pipelines feed as `timestep_cond`.
+    """Return sinusoids of 1000 (scale - 1), (B,) -> (B, size), as stock pipelines pass in `timestep_cond`.
+
+    LCM (https://arxiv.org/abs/2310.04378) embeds w = scale - 1 like a timestep.
 
     >>> guidance_embedding(torch.ones(1), 4)
     tensor([[0., 0., 1., 1.]])
@@ -37,11 +38,15 @@ def guidance_embedding(scale: Tensor, size: int) -> Tensor:
 
 
 class StableDiffusionDenoiser(PipelineDenoiser):
-    """The U-Net of a `StableDiffusionPipeline`; t is fed as the (float) training index."""
+    """The U-Net of a `StableDiffusionPipeline`; its timestep input is the (float) training index."""
 
     network_name = "unet"
     feature_layers = ("mid_block",)
     lora_targets = UNET_LORA_TARGETS
+    architectures = {
+        768: ("sd_v1", "stable-diffusion-v1/lora"),
+        1024: ("sd_v2", "stable-diffusion-v2-512/lora"),
+    }
 
     def __init__(
         self, pipeline: StableDiffusionPipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS
@@ -50,22 +55,26 @@ class StableDiffusionDenoiser(PipelineDenoiser):
         kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
         if kind not in PREDICTIONS:
             raise UserError(
-                f"scheduler prediction_type '{kind}' is unknown; use one of {', '.join(PREDICTIONS)}"
+                f"unknown scheduler prediction_type '{kind}'; use one of {', '.join(PREDICTIONS)}"
             )
         self.prediction = PREDICTIONS[kind]
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
-        """The U-Net's output."""
         return self.network(
             x_t.to(self.dtype),
             self.model_time(t),
             cond["tokens"].to(self.dtype),
             timestep_cond=self.guidance_input(cond),
+            added_cond_kwargs=self.added_conditions(cond),
             return_dict=False,
         )[0]
 
+    def added_conditions(self, cond: Conditioning) -> dict[str, Tensor] | None:
+        """Return the U-Net's further inputs; none here."""
+        return None
+
     def guidance_input(self, cond: Conditioning) -> Tensor | None:
-        """What the stock pipeline feeds a network with a guidance input; None for one that is told no scale."""
+        """Return the guidance embedding that the stock pipeline would pass; None without one."""
         if self.embedded_guidance is None:
             return None
         default = torch.full((len(cond),), self.embedded_guidance, device=self.device)
@@ -73,11 +82,11 @@ class StableDiffusionDenoiser(PipelineDenoiser):
         return guidance_embedding(scale, self.network.config.time_cond_proj_dim).to(self.dtype)
 
     def embed_guidance(self, scale: float) -> None:
-        """Give the U-Net the `cond_proj` of LCM (https://arxiv.org/abs/2310.04378), zero at first."""
+        """Add the zero-initialised `cond_proj` of LCM (https://arxiv.org/abs/2310.04378) if it is missing."""
         if self.network.config.time_cond_proj_dim is None:
             if self.adapter is not None or not self.is_trainable:
                 raise UserError(
-                    "this U-Net has no input for a guidance scale, and a LoRA cannot carry one; "
+                    "this U-Net has no guidance embedding and a LoRA cannot hold one; "
                     "set roles.mode=full or method.embed_guidance=false"
                 )
             first = self.network.time_embedding.linear_1
@@ -88,7 +97,6 @@ class StableDiffusionDenoiser(PipelineDenoiser):
         self.embedded_guidance = scale
 
     def encode_rows(self, prompts: list[str] | None, size: tuple[int, int]) -> Conditioning:
-        """CLIP's last hidden states."""
         tokens, empty = self.pipe.encode_prompt(
             prompts or [""], self.text_device, 1, prompts is None, **self.prompt_arguments
         )

@@ -1,4 +1,4 @@
-"""What a denoiser is told beside x_t and t: text tokens, pooled embeddings, size conditioning, class labels."""
+"""Conditioning inputs of a denoiser: text tokens, pooled embeddings, size conditioning, class labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rows = int | slice | Tensor | Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """Named tensors, batch first, that travel together.
+    """A batch of named tensors, batch dimension first.
 
     >>> cond = Conditioning({"tokens": torch.zeros(4, 7, 8), "pooled": torch.zeros(4, 8)})
     >>> len(cond), cond["tokens"].shape, len(cond[1:3]), len(Conditioning.cat([cond, cond]))
@@ -26,7 +26,9 @@ class Conditioning:
     def __post_init__(self) -> None:
         sizes = {name: tensor.shape[0] for name, tensor in self.tensors.items()}
         if len(set(sizes.values())) != 1:
-            raise ValueError(f"a conditioning needs at least one tensor and one batch size, got {sizes}")
+            raise ValueError(
+                f"a Conditioning needs at least one tensor and one common batch size, got {sizes}"
+            )
 
     def __len__(self) -> int:
         return next(iter(self.tensors.values())).shape[0]
@@ -39,7 +41,7 @@ class Conditioning:
     @overload
     def __getitem__(self, key: Rows) -> Conditioning: ...
     def __getitem__(self, key: str | Rows) -> Tensor | Conditioning:
-        """The tensor of that name, or the conditioning of those rows (a slice, an index tensor, a list, one row)."""
+        """Return the tensor of a name, or the rows of a slice, index tensor, list or single index."""
         if isinstance(key, str):
             return self.tensors[key]
         rows = [key] if isinstance(key, int) else key
@@ -47,11 +49,11 @@ class Conditioning:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return next(iter(self.tensors.values())).device
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """The same on another device; `dtype` changes floating tensors only, labels stay integers."""
+        """Move to a device; `dtype` applies to floating-point tensors only, so labels stay integers."""
         return Conditioning(
             {
                 name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
@@ -60,18 +62,18 @@ class Conditioning:
         )
 
     def expand(self, n: int) -> Conditioning:
-        """One row repeated n times without a copy; n rows stay as they are."""
+        """Expand a single row to n rows without a copy; n rows are returned as is."""
         if len(self) not in (1, n):
             raise ValueError(f"only a single row can be expanded to {n} rows, got {len(self)}")
         return Conditioning({name: t.expand(n, *t.shape[1:]) for name, t in self.tensors.items()})
 
-    def told(self, name: str, tensor: Tensor) -> Conditioning:
-        """The same with one more named tensor."""
-        return Conditioning({**self.tensors, name: tensor})
+    def with_guidance_scale(self, scale: Tensor) -> Conditioning:
+        """Add the (B,) guidance scale that networks with a guidance embedding read."""
+        return Conditioning({**self.tensors, "guidance_scale": scale})
 
     @staticmethod
     def where(is_first: Tensor, first: Conditioning, second: Conditioning) -> Conditioning:
-        """The rows of `first` where the (B,) mask holds, those of `second` elsewhere; both hold the same names.
+        """Select the rows of `first` where the (B,) mask is True, else those of `second`; names must agree.
 
         >>> a, b = Conditioning({"x": torch.ones(2, 1)}), Conditioning({"x": torch.zeros(2, 1)})
         >>> Conditioning.where(torch.tensor([True, False]), a, b)["x"].flatten()
@@ -84,10 +86,8 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """All rows of all parts, in order; every part must hold the same names."""
+        """Concatenate the rows of all parts, in order; names must agree."""
         names = set(parts[0].tensors)
         if any(set(part.tensors) != names for part in parts):
-            raise ValueError(
-                f"cannot join conditionings of different content: {[sorted(p.tensors) for p in parts]}"
-            )
+            raise ValueError(f"cannot concatenate different names: {[sorted(p.tensors) for p in parts]}")
         return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})

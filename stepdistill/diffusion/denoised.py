@@ -1,4 +1,4 @@
-"""What a denoiser returns, and what samplers and solvers need of one."""
+"""The output of a denoiser, and the denoiser interface that samplers and solvers rely on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stepdistill.typing import Latents, Times
 
 @dataclass(frozen=True, eq=False)
 class Denoised:
-    """A denoiser's estimates at x_t, in float32 or better.
+    """A denoiser's estimates at x_t, in float32 or wider; they satisfy alpha x0 + sigma eps = x_t.
 
     Attributes:
         x0: estimate of the clean latents, (B, *shape).
         eps: estimate of the noise, (B, *shape).
-        t: the times they belong to, (B,).
+        t: times of the estimates, (B,).
     """
 
     x0: Latents
@@ -27,11 +27,11 @@ class Denoised:
 
 
 class DenoisingNetwork(Protocol):
-    """The part of `Denoiser` that samplers and solvers call."""
+    """The subset of `Denoiser` that samplers and solvers call."""
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The network's noise schedule."""
+        """Noise schedule of the network."""
         ...
 
     def at(self, t: float) -> DenoisingNetwork:
@@ -41,5 +41,5 @@ class DenoisingNetwork(Protocol):
     def __call__(
         self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None
     ) -> Denoised:
-        """Return the estimates at x_t."""
+        """Return the estimates of x0 and eps at x_t."""
         ...

@@ -1,6 +1,7 @@
-"""Classifier-free guidance, https://arxiv.org/abs/2207.12598: the one place where cond and uncond are combined.
+"""Classifier-free guidance (https://arxiv.org/abs/2207.12598): the only place that combines cond and uncond.
 
-One convention everywhere: `uncond + scale (cond - uncond)`, so 1.0 is off and 0.0 is the unconditional estimate.
+One convention throughout: `uncond + scale (cond - uncond)`. A scale of 1.0 turns guidance off, 0.0 gives the
+unconditional estimate. Eq. 6 of the paper, (1 + w) cond - w uncond, is the same with scale = 1 + w.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from stepdistill.typing import Latents, Times
 
 
 def guide(cond: Latents, uncond: Latents, scale: float | Tensor) -> Latents:
-    """The guided estimate; a (B,) scale is one value per sample.
+    """Return the guided estimate; a (B,) scale holds one value per sample.
 
-    Linear, hence the same whether cond and uncond are estimates of x0, eps, v or the flow at the same x_t.
+    Every prediction type is linear in x0 at a given x_t, so guiding x0, eps, v or flow is equivalent.
 
     >>> guide(torch.tensor([[3.0], [3.0]]), torch.tensor([[1.0], [1.0]]), torch.tensor([1.0, 2.0]))
     tensor([[3.],
@@ -29,28 +30,29 @@ def guide(cond: Latents, uncond: Latents, scale: float | Tensor) -> Latents:
 
 
 def rescaled(guided: Latents, cond: Latents, part: float) -> Latents:
-    """A guided estimate of x0 brought back towards the size of the plain one, sample by sample.
+    """Rescale a guided x0 towards the standard deviation of the unguided one, per sample.
 
-    At high noise guidance makes x0 larger than any data is. This takes a part of that back
-    (https://arxiv.org/abs/2305.08891, eq. 15 and 16; here of x0, whatever the network predicts).
+    Strong guidance at high noise drives x0 beyond the range of the data. `part` is the phi of
+    https://arxiv.org/abs/2305.08891, eq. 15 and 16, applied to x0 whatever the network predicts.
 
     >>> rescaled(torch.tensor([[-4.0, 4.0]]), torch.tensor([[-1.0, 1.0]]), part=1.0)
     tensor([[-1.,  1.]])
     """
     size, plain = (x0.flatten(1).std(1) for x0 in (guided, cond))
-    factor = 1 - part + part * plain / size.clamp_min(1e-12)
+    # Eq. 15: x_rescaled = x_cfg std(x_pos) / std(x_cfg).  Eq. 16: x = phi x_rescaled + (1 - phi) x_cfg.
+    factor = 1 - part + part * plain / size.clamp_min(1e-12)  # a constant x0 has std 0
     return guided * factor.reshape(-1, *[1] * (guided.ndim - 1))
 
 
 @dataclass(frozen=True, eq=False)
 class Guidance:
-    """How a denoiser is guided in one call.
+    """Guidance of one denoiser call.
 
     Args:
-        scale: standard scale, one number or one per sample.
-        uncond: conditioning of the empty (or negative) prompt; a single row serves the whole batch.
-        interval: guided where lo <= t <= hi, plain elsewhere (https://arxiv.org/abs/2404.07724).
-        rescale: part of the guided x0's larger size that is taken back, see `rescaled`.
+        scale: guidance scale, one number or one per sample.
+        uncond: conditioning of the empty (or negative) prompt; a single row is expanded to the batch.
+        interval: guide only where lo <= t <= hi (https://arxiv.org/abs/2404.07724).
+        rescale: strength of guidance rescale in [0, 1], see `rescaled`; 0.0 turns it off.
     """
 
     scale: float | Tensor
@@ -60,11 +62,11 @@ class Guidance:
 
     @property
     def is_off(self) -> bool:
-        """True when the scale is the number 1.0: the unconditional call can be left out."""
+        """Whether the scale is the number 1.0, so that the unconditional call can be skipped."""
         return not isinstance(self.scale, Tensor) and self.scale == 1.0
 
     def scale_at(self, t: Times) -> Times:
-        """The scale of each sample: `scale` inside the interval, 1 outside.
+        """Return the scale of each sample: `scale` inside the interval, 1 outside.
 
         >>> empty = Conditioning({"tokens": torch.zeros(1, 1)})
         >>> Guidance(4.0, empty, interval=(0.2, 0.8)).scale_at(torch.tensor([0.1, 0.5, 0.9]))
@@ -79,7 +81,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class RandomScale:
-    """A guidance scale drawn uniformly from [lo, hi] per sample, as a quantile map of u in [0, 1).
+    """Uniform distribution of the guidance scale on [lo, hi), as a quantile map of u in [0, 1).
 
     >>> RandomScale(2.0, 6.0)(torch.tensor([0.0, 0.5]))
     tensor([2., 4.])
@@ -89,5 +91,4 @@ class RandomScale:
     hi: float
 
     def __call__(self, u: Times) -> Times:
-        """The scale at quantile u."""
         return self.lo + (self.hi - self.lo) * u

@@ -1,9 +1,9 @@
-"""What a network predicts, and the one closed form that turns any prediction into (x0, eps) and back.
+"""Prediction types, and the closed form that converts any of them to (x0, eps) and back.
 
-Every prediction is a combination p x0 + q eps. Together with x_t = alpha x0 + sigma eps that is a 2x2 system:
+Every prediction is a linear combination p x0 + q eps. Together with x_t = alpha x0 + sigma eps this gives a
+2x2 system with the solution
   x0 = (q x_t - sigma out) / d,   eps = (alpha out - p x_t) / d,   d = alpha q - sigma p.
-It is solved in float32 or better and not rounded back, because distillation lives on
-differences of estimates.
+The result stays in float32 or wider: distillation relies on small differences between estimates.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from stepdistill.diffusion.schedules.base import DIVISOR_FLOOR, NoiseSchedule, a
 from stepdistill.typing import Latents, Times
 
 Prediction = Literal["x0", "eps", "v", "flow"]
-"""x0: the data. eps: the noise. v: alpha eps - sigma x0. flow: eps - x0."""
+"""x0: the data. eps: the noise. v: alpha eps - sigma x0 (https://arxiv.org/abs/2202.00512). flow: eps - x0."""
 
 
 def coefficients(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, q) with prediction = p x0 + q eps."""
+    """Return (p, q) of prediction = p x0 + q eps."""
     zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
     if prediction == "x0":
         return one, zero
@@ -31,11 +31,14 @@ def coefficients(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> tuple[
         return -sigma, alpha
     if prediction == "flow":
         return -one, one
-    raise ValueError(f"prediction is one of x0, eps, v, flow; got {prediction!r}")
+    raise ValueError(f"prediction must be x0, eps, v or flow, got {prediction!r}")
 
 
 def divisor(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """d = alpha q - sigma p, by which an output is divided on its way to x0 and eps; floored where it is zero.
+    """Return d = alpha q - sigma p, the divisor of the conversion to (x0, eps), floored away from zero.
+
+    d = sigma for x0 (up to sign), alpha for eps, alpha^2 + sigma^2 for v, alpha + sigma for flow. Only x0 and
+    eps have a zero: the output then determines just one of the two quantities.
 
     >>> divisor("eps", torch.tensor([0.8]), torch.tensor([0.6]))
     tensor([0.8000])
@@ -48,9 +51,9 @@ def divisor(prediction: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
 def to_x0_eps(
     prediction: Prediction, output: Latents, x_t: Latents, alpha: Tensor, sigma: Tensor
 ) -> tuple[Latents, Latents]:
-    """(x0, eps) from a network's output at x_t; what the network predicts itself passes through untouched.
+    """Convert a network output at x_t to (x0, eps); the predicted quantity itself passes through unchanged.
 
-    Where the output says nothing of the other quantity (eps at alpha = 0, x0 at sigma = 0) the divisor is
+    Where the output does not determine the other quantity (eps at alpha = 0, x0 at sigma = 0) the divisor is
     floored.
 
     >>> one = torch.ones(1, 2)
@@ -67,7 +70,7 @@ def to_x0_eps(
 
 
 def from_x0_eps(prediction: Prediction, x0: Latents, eps: Latents, alpha: Tensor, sigma: Tensor) -> Latents:
-    """The network output that stands for (x0, eps), in float32 or better.
+    """Convert (x0, eps) to a network output, in float32 or wider.
 
     >>> from_x0_eps("v", torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.8]), torch.tensor([0.6]))
     tensor([[-0.6000, -0.6000]])
@@ -83,35 +86,31 @@ def from_x0_eps(prediction: Prediction, x0: Latents, eps: Latents, alpha: Tensor
 
 
 def jump_gain(prediction: Prediction, schedule: NoiseSchedule, t: Times, s: Times) -> Times:
-    """How much of an error of the network's output at t a DDIM jump to s keeps: |d jump / d output|, per sample.
+    """Return |d jump / d output|, the sensitivity of a DDIM jump from t to s to the network output, per sample.
 
-    With d as above it is (alpha_s sigma_t - sigma_s alpha_t) / |d|: for eps and a jump to the data sigma_t / alpha_t, for
-    flow t - s. Floored, so that it can divide.
+    (alpha_s sigma_t - sigma_s alpha_t) / |d| with d from `divisor`: sigma_t / alpha_t for an eps network and
+    s = 0, t - s for flow. Floored, so that it can serve as a divisor.
 
     >>> from stepdistill.diffusion.schedules.families import FlowSchedule
     >>> jump_gain("flow", FlowSchedule(), torch.tensor([0.75]), torch.tensor([0.25]))
     tensor([0.5000])
     """
     (alpha, sigma), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
+    # jump = alpha_s x0 + sigma_s eps, with d x0 / d out = -sigma / d and d eps / d out = alpha / d
     gain = (alpha_s * sigma - sigma_s * alpha) / divisor(prediction, alpha, sigma).abs()
     return gain.clamp(min=DIVISOR_FLOOR)
 
 
 def conditional_target(
-    schedule: NoiseSchedule,
-    x_s: Latents,
-    eps: Latents,
-    s: Times | None,
-    t: Times,
-    prediction: Prediction,
+    schedule: NoiseSchedule, x_s: Latents, eps: Latents, s: Times | None, t: Times, prediction: Prediction
 ) -> Latents:
-    """A denoiser's target at x_t = schedule.renoise(x_s, eps, s, t), given only the sample x_s at time s.
+    """Return the regression target at x_t = schedule.renoise(x_s, eps, s, t), given a sample x_s at time s.
 
-    Its mean over what x_t leaves open is the prediction of the law of x_s carried on to t, whatever s is
-    (Phased DMD, https://arxiv.org/abs/2510.27684). With s = 0, or None, x_s is data and the target is the
-    ordinary one:
+    Phased DMD (https://arxiv.org/abs/2510.27684). By denoising score matching on q(x_t | x_s), regressing on
       eps* = (sigma_t / g) eps,
-      x0* = (x_t - sigma_t eps*) / alpha_t = x_s / alpha_s - alpha_t sigma_s^2 / (alpha_s^2 g) eps.
+      x0* = (x_t - sigma_t eps*) / alpha_t = x_s / alpha_s - alpha_t sigma_s^2 / (alpha_s^2 g) eps
+    yields the score of the distribution of x_s diffused to t. With s = 0 or None, x_s is data and the target
+    is the ordinary (x0, eps).
 
     >>> from stepdistill.diffusion.schedules.families import FlowSchedule
     >>> x0, eps, t = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.5])
@@ -121,6 +120,7 @@ def conditional_target(
     s = torch.zeros_like(t) if s is None else s
     x_s, eps = at_least_float32(x_s), at_least_float32(eps)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.level(s), schedule.level(t)
+    # score of q(x_t | x_s) = -eps / g = -eps* / sigma_t
     g = schedule.transition(s, t)[1].clamp(min=DIVISOR_FLOOR)
     eps_gain = torch.where(s <= 0, torch.ones_like(g), sigma_t / g)
     shift = alpha_t * sigma_s**2 / (alpha_s.clamp(min=DIVISOR_FLOOR) ** 2 * g)

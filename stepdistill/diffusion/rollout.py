@@ -1,9 +1,11 @@
-"""Rollouts: how the student turns noise into a sample, in training and at inference, with the same code.
+"""Rollouts of the student from noise to a sample: the same code in training and at inference.
 
-The student's grid is a `StudentSampler`: descending times and a kind. From a prediction at one time to the state of the next:
+The student's grid is a `StudentSampler`: descending times and a kind, which sets the step to the next time s:
 
-- `sde`: keep x0, add fresh noise (what `LCMScheduler` and `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)` do);
-- `ode`: keep x0 and the implied noise (what `DDIMScheduler` and `FlowMatchEulerDiscreteScheduler` do).
+- `sde`: x_s = alpha_s x0 + sigma_s z with fresh noise z, as in `LCMScheduler` and
+  `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)`;
+- `ode`: x_s = alpha_s x0 + sigma_s eps with the predicted noise, as in `DDIMScheduler` and
+  `FlowMatchEulerDiscreteScheduler`.
 """
 
 from __future__ import annotations
@@ -24,24 +26,24 @@ from stepdistill.typing import Latents, Times
 
 
 class NoiseSource(Protocol):
-    """Anything that gives standard normal noise by purpose; `RandomStream` in training, a seeded generator elsewhere."""
+    """Source of standard normal noise: `RandomStream` in training, a seeded generator elsewhere."""
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal noise of shape (B, *shape)."""
+        """Draw standard normal noise of shape (B, *shape)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Student samples, and where they left the rollout.
+    """Student samples and the step at which they left the rollout.
 
     Attributes:
-        x_s: the samples: the state at time `s`, (B, *shape). Carries the graph of the exit step.
-        s: time at which the rollout stopped; 0 is data, where `x_s` is `x0`.
-        x0: the student's estimate at the exit step. Carries the same graph.
-        x_t: the exit step's input.
-        t: the exit step's time.
-        exit_step: its index in the sampler's times.
+        x_s: the samples, i.e. the state at time `s`, (B, *shape); carries the graph of the exit step.
+        s: stop time of the rollout; at 0 (data) `x_s` is `x0`.
+        x0: the student's prediction at the exit step; carries the same graph.
+        x_t: the input of the exit step.
+        t: the time of the exit step.
+        exit_step: index into the sampler's times.
     """
 
     x_s: Latents
@@ -52,16 +54,16 @@ class Samples:
     exit_step: int
 
     def detach(self) -> Samples:
-        """The same samples without their graph."""
+        """Detach the samples from the graph."""
         return replace(self, x_s=self.x_s.detach(), x0=self.x0.detach())
 
     def first(self, n: int) -> Samples:
-        """The first n samples of the batch."""
+        """Return the first n samples of the batch."""
         return replace(self, x_s=self.x_s[:n], x0=self.x0[:n], x_t=self.x_t[:n])
 
 
 def one_step(student: DenoisingNetwork, noise: Latents, cond: Conditioning, t: float = 1.0) -> Latents:
-    """The student's x0 from unit-variance noise in one network call."""
+    """Return the student's x0 from unit-variance noise in one network call."""
     return student.at(t)(noise * student.schedule.prior_std, _filled(t, noise), cond).x0
 
 
@@ -75,11 +77,16 @@ def backward_simulation(
     exit_step: int,
     stop_at: float = 0.0,
 ) -> Samples:
-    """Run the student as at inference up to `exit_step`, keep the graph of that last call only, and jump to `stop_at`.
+    """Run the student as at inference up to `exit_step`, keeping the graph of the last call only.
 
-    DMD2 (https://arxiv.org/abs/2405.14867, section 4.5): the training input of step k then has the distribution of the
-    inference input of step k. `noise` is standard normal; it starts with the standard deviation of the schedule's prior, as in
-    stock samplers.
+    Backward simulation of DMD2 (https://arxiv.org/abs/2405.14867, section 4.5): the training input of step k
+    then follows the distribution of its inference input.
+
+    Args:
+        noise: standard normal, (B, *shape); scaled to the schedule's prior as stock samplers do.
+        rng: fresh noise of the `sde` steps.
+        exit_step: index into the sampler's times at which the rollout ends.
+        stop_at: time to which the last prediction is renoised (`x_s`); 0 keeps x0.
 
     Raises:
         ValueError: `exit_step` is not an index of the sampler's times.
@@ -101,7 +108,7 @@ def backward_simulation(
 def sample(
     student: DenoisingNetwork, sampler: StudentSampler, noise: Latents, cond: Conditioning, rng: NoiseSource
 ) -> Latents:
-    """The student's whole inference loop: x0 after the last time of the grid."""
+    """Run the student's inference loop and return x0."""
     return backward_simulation(student, sampler, noise, cond, rng, exit_step=len(sampler.times) - 1).x0
 
 
@@ -114,9 +121,9 @@ def markov_rollout(
     rng: NoiseSource,
     kernel: Kernel,
 ) -> tuple[list[Latents], Latents]:
-    """The states that the network is called at, one for each time, and the x0 of the last call.
+    """Return the network's input at each time and the x0 of the last call.
 
-    With the kernel "renoise" it is `sample` with every state kept.
+    With the kernel "renoise" this is `sample` with all states kept.
     """
     x_t, states = noise * student.schedule.prior_std, []
     for i, t in enumerate(times):
@@ -137,7 +144,7 @@ def next_state(
     purpose: str,
     rng: NoiseSource,
 ) -> Latents:
-    """The state at time s from an earlier prediction; `purpose` names the draw of fresh noise."""
+    """Step from a prediction to the state at time s; `purpose` names the draw of fresh noise."""
     eps = out.eps
     if sampler.kind == "sde":
         eps = rng.normal(purpose, out.x0.shape[1:]).to(out.x0)

@@ -1,11 +1,11 @@
-"""A few-step sampler as a Markov chain: the Gaussian law of its next state, and how two networks differ in it.
+"""A few-step sampler as a Markov chain: the Gaussian transition to the next state, and log-likelihood ratios.
 
 | kernel | next state | stock scheduler |
 |---|---|---|
-| renoise | x0 with fresh noise: mean alpha_s x0, std sigma_s | `LCMScheduler`; on flows `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)` |
-| ancestral | part of the implied noise kept, the rest renewed | `EulerAncestralDiscreteScheduler` (SDXL-Turbo) |
+| renoise | N(alpha_s x0, sigma_s^2): x0 with fresh noise | `LCMScheduler`; on flows `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)` |
+| ancestral | keeps part of the predicted noise, renews the rest | `EulerAncestralDiscreteScheduler` (SDXL-Turbo) |
 
-The last step of a sampler ends on x0 itself and has no density. Nor has any step of a deterministic sampler.
+The last step returns x0 itself and has no density; neither does any step of a deterministic sampler.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from stepdistill.typing import Latents, Times
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """The law N(mean, std^2) of the next state, one std per sample."""
+    """Distribution N(mean, std^2) of the next state, one std per sample."""
 
     mean: Latents
     std: Times
 
     def draw(self, noise: Latents) -> Latents:
-        """The next state, from standard normal noise."""
+        """Return mean + std noise, from standard normal noise."""
         return self.mean + per_sample(self.std, self.mean) * noise
 
 
 def transition(out: Denoised, s: Times, schedule: NoiseSchedule, kernel: Kernel) -> Transition:
-    """The law of the state at s, given the estimates at a noisier time.
+    """Return the distribution of the state at s, given the estimates at a noisier time t.
 
-    ancestral, in units of k = sigma / alpha: std alpha_s k_s sqrt(1 - (k_s / k_t)^2), mean alpha_s (x0 + k_s^2 / k_t eps).
+    "ancestral", with k = sigma / alpha: mean alpha_s (x0 + k_s^2 / k_t eps), std sigma_s sqrt(1 - (k_s / k_t)^2).
+    That is DDPM's posterior q(x_s | x_t, x0) (https://arxiv.org/abs/2006.11239, eq. 6 and 7).
 
     >>> import torch
     >>> from types import SimpleNamespace
@@ -50,19 +51,19 @@ def transition(out: Denoised, s: Times, schedule: NoiseSchedule, kernel: Kernel)
     if kernel == "renoise":
         return Transition(per_sample(alpha, out.x0) * out.x0, sigma)
     if kernel != "ancestral":
-        raise ValueError(f"kernel is renoise or ancestral, got {kernel!r}")
+        raise ValueError(f"kernel must be renoise or ancestral, got {kernel!r}")
     alpha_t, sigma_t = schedule.level(out.t)
-    # k_s / k_t without a division by alpha_t, which may be zero.
+    # k_s / k_t, written without dividing by alpha_t, which may be zero
     ratio = sigma / alpha.clamp(min=DIVISOR_FLOOR) * alpha_t / sigma_t.clamp(min=DIVISOR_FLOOR)
     mean = per_sample(alpha, out.x0) * out.x0 + per_sample(sigma * ratio, out.eps) * out.eps
     return Transition(mean, sigma * (1 - ratio**2).clamp(min=0).sqrt())
 
 
 def log_ratio(x_s: Latents, law: Transition, reference: Transition, *, reduction: Reduction) -> Times:
-    """log law(x_s) - log reference(x_s) of two laws with the same std, shape (B,).
+    """Return log p(x_s) - log p_ref(x_s) of two transitions with the same std, shape (B,).
 
-    Written as a product, (mean - mean_ref) (2 x_s - mean - mean_ref) / (2 std^2), which keeps the digits that a difference of
-    squares loses.
+    The difference of squares (x - m_ref)^2 - (x - m)^2 is computed as (m - m_ref) (2 x - m - m_ref), which
+    avoids cancellation.
 
     >>> import torch
     >>> one = torch.ones(1, 2)
@@ -76,7 +77,7 @@ def log_ratio(x_s: Latents, law: Transition, reference: Transition, *, reduction
 
 
 def reduce_elements(values: Tensor, reduction: Reduction) -> Times:
-    """The mean or the sum over the elements of each sample.
+    """Reduce over the elements of each sample, (B, *shape) -> (B,).
 
     >>> import torch
     >>> reduce_elements(torch.ones(1, 2, 2), "sum")

@@ -1,6 +1,6 @@
-"""Export a student as files that stock diffusers and ComfyUI load, and prove that they do.
+"""Export a student to files that stock diffusers and ComfyUI load, verified by reloading them.
 
-An export folder holds `pytorch_lora_weights.safetensors` and `<name>_kohya.safetensors`, or a whole pipeline;
+An export folder contains `pytorch_lora_weights.safetensors` and `<name>_kohya.safetensors`, or a full pipeline;
 `scheduler/`, `stepdistill.json` (the sampler contract), the model card `README.md` and `images/`.
 """
 
@@ -37,26 +37,25 @@ def export(
     size: tuple[int, int] | None = None,
     verify: bool = True,
 ) -> SamplerContract:
-    """Write the distiller's student to a folder, load it in a fresh process, and compare the images.
+    """Write the distiller's student to a folder, reload it in a fresh process, and compare the images.
 
     Args:
-        distiller: its student is exported as it is now; inside `Trainer.student_average()` that is the
-            average.
-        folder: what an earlier export left there is replaced, and only when all went well.
-        formats: `diffusers` and `kohya` are LoRA files, `pipeline` is a whole pipeline. A student that is a
-            full copy has no LoRA, so it is always a whole pipeline.
-        name: of the model; default: base model, method and steps.
-        prompts: for the gate, the card's code and its gallery.
-        recipe: the resolved recipe as YAML; it is put beside the weights.
+        distiller: exports its student's current weights; within `Trainer.student_average()`, their average.
+        folder: target folder; files of an earlier export are replaced, and only on success.
+        formats: `diffusers` and `kohya` write LoRA files, `pipeline` a full pipeline. A full-copy student has no
+            LoRA and always becomes a pipeline.
+        name: model name; default: base model, method and steps.
+        prompts: prompts of the reload gate, the card's code and its gallery.
+        recipe: the resolved recipe as YAML, stored beside the weights.
         results: a `results.json` document for the card.
-        base_model: name of the teacher, where it differs from where it was loaded from.
-        licence: of the base model; default: what a local base model's card says.
-        dtype: of the written weights; default: float32 for LoRA, the teacher's for a pipeline.
-        size: height and width of the images, if not those the network was trained at.
-        verify: False skips the gate; the card then says so.
+        base_model: hub id or folder of the teacher, if other than where it was loaded from.
+        licence: licence of the base model; default: the one in a local base model's card.
+        dtype: dtype of the written weights; default: float32 for LoRA, the teacher's for a pipeline.
+        size: height and width of the images; default: the training resolution.
+        verify: False skips the reload gate, which the card then states.
 
     Raises:
-        ExportError: the export does not give the trainer's images.
+        ExportError: the reloaded export does not reproduce the trainer's images.
         UserError: the student cannot be exported, or the folder cannot be written.
     """
     return Exporter(

@@ -1,4 +1,4 @@
-"""The model card: header, the code that was executed, settings for other programs, what was measured."""
+"""The model card: front matter, verified code, settings for other programs, measured results."""
 
 from __future__ import annotations
 
@@ -17,33 +17,29 @@ from stepdistill.export.contract import DIFFUSERS_NAME, SamplerContract
 CARD_NAME = "README.md"
 PLACEHOLDER_BASE = "path/to/the/base-model"
 
-_LORA_BLOCK = """\
+_LOAD_PIPELINE = """\
 import torch
-from diffusers import {scheduler}, {pipeline}
+from diffusers import {imports}
 
-base = {base}  # the teacher: a folder or its name on the hub
-folder = {folder}  # where this card is: a folder or its name on the hub
+{base_line}folder = {folder}  # where this card is: a folder or its name on the hub
 
-pipe = {pipeline}.from_pretrained(base, {absent}dtype={dtype}){move}
+pipe = {pipeline}.from_pretrained({source}, {absent}dtype={dtype}){move}
+"""
+
+_LOAD_LORA = """\
 pipe.load_lora_weights(folder, weight_name={weights})
-pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
-settings = {settings}
+"""
 
-torch.manual_seed(0)
-image = pipe({prompt}, **settings).images[0]
-image.save("sample.png")"""
-
-_EXPERTS_BLOCK = """\
-import torch
-from diffusers import {scheduler}, {pipeline}
-
-base = {base}  # the teacher: a folder or its name on the hub
-folder = {folder}  # where this card is: a folder or its name on the hub
-
-pipe = {pipeline}.from_pretrained(base, {absent}dtype={dtype}){move}
+_LOAD_EXPERTS = """\
 for name in {adapters}:
     pipe.load_lora_weights(folder, weight_name=name + ".safetensors", adapter_name=name)
+"""
+
+_LOAD_SCHEDULER = """\
 pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
+"""
+
+_SWITCH_EXPERTS = """\
 expert = {experts}  # the LoRA of each step
 
 
@@ -53,22 +49,11 @@ def switch(pipe, step, timestep, tensors):
 
 
 pipe.set_adapters(expert[0])
+"""
+
+_SAMPLE = """\
 settings = {settings}
-settings["callback_on_step_end"] = switch
-
-torch.manual_seed(0)
-image = pipe({prompt}, **settings).images[0]
-image.save("sample.png")"""
-
-_FOLDER_BLOCK = """\
-import torch
-from diffusers import {pipeline}
-
-folder = {folder}  # where this card is: a folder or its name on the hub
-
-pipe = {pipeline}.from_pretrained(folder, {absent}dtype={dtype}){move}
-settings = {settings}
-
+{callback}
 torch.manual_seed(0)
 image = pipe({prompt}, **settings).images[0]
 image.save("sample.png")"""
@@ -90,36 +75,44 @@ def code_block(
     device: str,
     absent: Sequence[str] = (),
 ) -> str:
-    """The code that loads the export with stock diffusers and draws `prompt`. It uses nothing of stepdistill.
+    """Return code that loads the export with stock diffusers and samples `prompt`; it does not use stepdistill.
 
     Args:
-        base: what `base` is set to; None for a teacher that is only in memory.
-        folder: what `folder` is set to.
-        dtype: in which the pipeline is loaded, as code.
-        device: where it is put.
-        absent: parts that the pipeline does without and that diffusers wants to be told about (SD3's T5).
+        base: value of `base`; None for a teacher that exists only in memory.
+        folder: value of `folder`.
+        dtype: dtype to load the pipeline in, as code.
+        device: device to move the pipeline to.
+        absent: missing components that diffusers needs an explicit None for (SD3's T5).
     """
-    weights = contract.kohya_name if format == "kohya" else DIFFUSERS_NAME
-    lora_template = _EXPERTS_BLOCK if contract.step_adapters else _LORA_BLOCK
-    template = _FOLDER_BLOCK if format == "pipeline" else lora_template
+    is_pipeline, has_experts = format == "pipeline", bool(contract.step_adapters)
+    load_lora = (
+        _LOAD_EXPERTS + _LOAD_SCHEDULER + _SWITCH_EXPERTS if has_experts else _LOAD_LORA + _LOAD_SCHEDULER
+    )
+    template = _LOAD_PIPELINE + ("" if is_pipeline else load_lora) + _SAMPLE
+    base_line = (
+        f"base = {json.dumps(base or PLACEHOLDER_BASE)}  # the teacher: a folder or its name on the hub\n"
+    )
     return template.format(
+        imports=contract.pipeline if is_pipeline else f"{contract.scheduler}, {contract.pipeline}",
+        base_line="" if is_pipeline else base_line,
+        source="folder" if is_pipeline else "base",
         scheduler=contract.scheduler,
         pipeline=contract.pipeline,
-        base=json.dumps(base or PLACEHOLDER_BASE),
         folder=json.dumps(folder),
-        weights=json.dumps(weights),
+        weights=json.dumps(contract.kohya_name if format == "kohya" else DIFFUSERS_NAME),
         adapters=json.dumps(list(dict.fromkeys(contract.step_adapters))),
         experts=json.dumps(contract.step_adapters),
         absent="".join(f"{name}=None, " for name in absent),
         dtype=dtype,
         move=f".to({json.dumps(device)})" if device != "cpu" else "",
         settings=json.dumps(contract.call),
+        callback='settings["callback_on_step_end"] = switch\n' if has_experts and not is_pipeline else "",
         prompt=json.dumps(prompt),
     )
 
 
 def card_blocks(card: str) -> list[str]:
-    """The Python blocks of a model card, in order.
+    """Return the Python blocks of a model card, in order.
 
     >>> card_blocks("text\\n```python\\nx = 1\\n```\\nmore")
     ['x = 1']
@@ -138,14 +131,14 @@ def render_card(
     hub_base: str | None,
     results: Mapping[str, Any] | None,
 ) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Args:
-        blocks: code by format, as `code_block` made it.
-        prompts: of `images/0.png`, `images/1.png`...; empty when there are no images.
-        comfy_sigmas: sigma / alpha (flow: sigma) at the sampler's times, and the final 0.
-        licence: of the base model; None when it is not known.
-        hub_base: name of the base model on the hub; None for a local one.
+        blocks: output of `code_block` by format.
+        prompts: prompts of `images/0.png`, `images/1.png`, ...; empty without images.
+        comfy_sigmas: sigma / alpha (flow: sigma) at the sampler's times, with a trailing 0.
+        licence: licence of the base model; None if unknown.
+        hub_base: hub id of the base model; None for a local one.
         results: a `results.json` document, or None.
     """
     kohya = contract.kohya_name if "kohya" in contract.formats else None
@@ -171,7 +164,7 @@ def render_card(
 def front_matter(
     contract: SamplerContract, prompts: Sequence[str], licence: str | None, hub_base: str | None
 ) -> str:
-    """The YAML header that the hub reads."""
+    """Return the YAML front matter for the hub."""
     is_adapter = "pipeline" not in contract.formats
     header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if hub_base:
@@ -197,7 +190,7 @@ def front_matter(
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `results.json` as a Markdown table of the measures that any row has.
+    """Format rows of `results.json` as a Markdown table, omitting measures that no row has.
 
     >>> print(results_table([{"model": "student", "steps": 4, "kid": None}]))
     | model | steps |
@@ -211,7 +204,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def base_licence(base: str | None) -> str | None:
-    """The licence that a local base model's own card states, or None.
+    """Return the licence from a local base model's card, or None.
 
     >>> base_licence(None) is None
     True

@@ -1,8 +1,7 @@
-"""The sampler contract: how the exported student has to be run, in a file that a program can read.
+"""The sampler contract `stepdistill.json`: how to run the exported student, in machine-readable form.
 
-Few-step students are tied to their grid, and stock defaults do not find it: a flow pipeline asked for four
-steps spends its last one at t = 0.009. `apply_sampler` sets the scheduler and returns what the pipeline call
-needs.
+A few-step student only works on its training grid, which stock defaults miss: a flow pipeline called with four
+steps spends the last one at t = 0.009. `apply_sampler` sets the scheduler and returns the call arguments.
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ if TYPE_CHECKING:
 
 CONTRACT_NAME = "stepdistill.json"
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-SCHEDULER_FOLDER = "scheduler"
 
 
 class Verification(BaseModel):
-    """What the reload gate measured for one way of loading the export.
+    """Result of the reload gate for one exported format.
 
     Attributes:
-        max_difference: largest absolute difference of the images, in [0, 1], to those of the trainer.
-        mean_difference: the mean of it.
-        tolerance: the bound that had to hold.
-        statistic: which of the two it bounds.
-        effect: largest difference between the student's images and its teacher's in the same steps.
+        max_difference: maximum absolute difference from the trainer's images in [0, 1].
+        mean_difference: mean absolute difference.
+        tolerance: upper bound of the statistic.
+        statistic: the difference that `tolerance` bounds.
+        effect: maximum difference between the student's images and its teacher's with the same sampler.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,25 +46,25 @@ class Verification(BaseModel):
 
     @property
     def passed(self) -> bool:
-        """Whether the bound holds; a difference that is not a number does not."""
+        """Whether the bound holds; NaN fails."""
         return (self.max_difference if self.statistic == "max" else self.mean_difference) <= self.tolerance
 
 
 class SamplerContract(BaseModel):
-    """How to run the exported student: `stepdistill.json`.
+    """Contents of `stepdistill.json`.
 
     Attributes:
         scheduler: class name in diffusers.
-        scheduler_config: its configuration, the same as `scheduler/scheduler_config.json`.
+        scheduler_config: same as `scheduler/scheduler_config.json`.
         steps: network calls per image.
-        timesteps: what the pipeline call is given, or None where the scheduler's configuration says it all.
-        sigmas: the same for flow models.
+        timesteps: training indices of the grid; None for flow models.
+        sigmas: `sigmas` of the pipeline call, before the scheduler's shift; None for VP models.
         guidance_scale: of the pipeline call; 1.0 is off.
-        kind: `sde` renoises between steps, `ode` keeps the implied noise.
-        call: the keyword arguments of the pipeline call, as they are passed.
-        step_adapters: for a student of several experts, the LoRA of each step: `<name>.safetensors`; else empty.
+        kind: `sde` adds fresh noise between steps, `ode` reuses the predicted noise.
+        call: keyword arguments of the pipeline call.
+        step_adapters: LoRA of each step (`<name>.safetensors`) for a student of several experts; else empty.
         times: the student's grid, t in [0, 1] with 1 = noise.
-        verified: what the reload gate measured by format; empty when it was not run.
+        verified: results of the reload gate by format; empty if it was skipped.
         files: size and SHA-256 of each file.
     """
 
@@ -97,12 +95,12 @@ class SamplerContract(BaseModel):
 
     @property
     def kohya_name(self) -> str:
-        """Name of the LoRA file for ComfyUI."""
+        """File name of the LoRA for ComfyUI."""
         return f"{self.name}_kohya.safetensors"
 
     @property
     def lora_name(self) -> str | None:
-        """Name of the LoRA file to load with diffusers; None where there is only a pipeline, or one file per expert."""
+        """File name of the LoRA to load with diffusers; None for a pipeline or for several experts."""
         if self.step_adapters:
             return None
         names = {"diffusers": DIFFUSERS_NAME, "kohya": self.kohya_name}
@@ -110,29 +108,29 @@ class SamplerContract(BaseModel):
 
 
 def write_contract(contract: SamplerContract, folder: Path) -> Path:
-    """Write `stepdistill.json` into the folder."""
+    """Write `stepdistill.json` to the folder."""
     path = folder / CONTRACT_NAME
     path.write_text(json.dumps(contract.model_dump(by_alias=True), indent=2) + "\n")
     return path
 
 
 def read_contract(folder: str | Path) -> SamplerContract:
-    """The contract of an export folder.
+    """Read the contract of an export folder.
 
     Raises:
-        UserError: the folder has none, or it cannot be read.
+        UserError: the folder has no contract, or it is invalid.
     """
     path = Path(folder) / CONTRACT_NAME
     try:
         return SamplerContract.model_validate_json(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"'{folder}' is no export: it has no {CONTRACT_NAME}") from None
+        raise UserError(f"'{folder}' is not an export: it has no {CONTRACT_NAME}") from None
     except (OSError, ValidationError) as error:
         raise UserError(f"cannot read '{path}': {str(error).splitlines()[0]}; export again") from None
 
 
 def apply_sampler(pipeline: DiffusionPipeline, source: str | Path | SamplerContract) -> dict[str, Any]:
-    """Set the few-step scheduler of an export on a stock pipeline, and return what to pass to its call.
+    """Set the few-step scheduler of an export on a stock pipeline and return its call arguments.
 
     ```python
     pipe.load_lora_weights("out", weight_name="pytorch_lora_weights.safetensors")
@@ -140,7 +138,7 @@ def apply_sampler(pipeline: DiffusionPipeline, source: str | Path | SamplerContr
     ```
 
     Raises:
-        UserError: the export is for another family of pipelines.
+        UserError: the export belongs to a different pipeline family.
     """
     import diffusers
 
@@ -157,9 +155,9 @@ def apply_sampler(pipeline: DiffusionPipeline, source: str | Path | SamplerContr
 
 
 def switch_adapters(pipeline: Any, step_adapters: Sequence[str]) -> Callable[..., dict[str, Any]]:
-    """Set the adapter of the first step, and return the callback that sets the one of each next step, going round.
+    """Activate the adapter of the first step and return the callback that activates each next one, cyclically.
 
-    The adapters have to be loaded under these names.
+    The adapters must be loaded under these names.
     """
 
     def switch(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -171,12 +169,12 @@ def switch_adapters(pipeline: Any, step_adapters: Sequence[str]) -> Callable[...
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's configuration without the entries that start with an underscore."""
+    """Return a scheduler's config without private entries (leading underscore)."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what takes part in loading the export."""
+    """Return the versions of the packages that load the export."""
     names = ("stepdistill", "diffusers", "transformers", "peft", "torch", "safetensors")
     versions = {"python": platform.python_version()}
     for name in names:
@@ -188,7 +186,7 @@ def package_versions() -> dict[str, str]:
 
 
 def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below the folder, but for the contract itself."""
+    """Return size and SHA-256 of all files below the folder, except the contract itself."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != CONTRACT_NAME:
@@ -196,8 +194,6 @@ def file_digests(folder: Path) -> dict[str, dict[str, Any]]:
             with path.open("rb") as stream:
                 while chunk := stream.read(1 << 24):
                     digest.update(chunk)
-            digests[path.relative_to(folder).as_posix()] = {
-                "bytes": path.stat().st_size,
-                "sha256": digest.hexdigest(),
-            }
+            name = path.relative_to(folder).as_posix()
+            digests[name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
     return digests

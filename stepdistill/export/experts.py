@@ -1,4 +1,4 @@
-"""A student of several experts: one LoRA file for each, and which of them runs at which step."""
+"""Students of several experts: one LoRA file per expert, and the expert of each step."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def expert_names(distiller: Distiller) -> dict[str, Denoiser]:
-    """The student's networks as `phase_1`, `phase_2`..., first to last."""
+    """Return the student's networks as `phase_1`, `phase_2`, ..., from noise to data."""
     return {f"phase_{i}": network for i, network in enumerate(distiller.students().values(), start=1)}
 
 
 def step_adapters(experts: Mapping[str, Denoiser], sampler: StudentSampler) -> list[str]:
-    """The name of the expert of each step; empty for a student of one network.
+    """Return the name of each step's expert; empty for a student of one network.
 
     Raises:
-        UserError: the experts are full copies, which no stock pipeline of these families can switch between.
+        UserError: the experts are full copies, which a stock pipeline cannot switch between.
     """
     if len(experts) == 1:
         return []
     if any(expert.adapter is None for expert in experts.values()):
         raise UserError(
-            "experts that are full copies cannot be exported to a stock pipeline; train with roles.mode=shared"
+            "full-copy experts cannot be exported to a stock pipeline; train with roles.mode=shared"
         )
     names = {id(expert): name for name, expert in experts.items()}
     first = next(iter(experts.values()))

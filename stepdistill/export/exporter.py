@@ -1,4 +1,4 @@
-"""The steps of an export: describe, write, draw, execute the card's code, compare, put in place."""
+"""The steps of an export: describe, write weights, sample, run the card's code, compare, install."""
 
 from __future__ import annotations
 
@@ -40,12 +40,7 @@ from stepdistill.export.gate import (
     same_arithmetic,
     trainer_images,
 )
-from stepdistill.export.lora import (
-    file_header,
-    lora_layers,
-    save_diffusers_lora,
-    save_kohya_lora,
-)
+from stepdistill.export.lora import file_header, lora_layers, save_diffusers_lora, save_kohya_lora
 from stepdistill.export.pipelines import absent_parts, save_pipeline, save_teacher
 
 if TYPE_CHECKING:
@@ -60,7 +55,7 @@ MAX_PROMPTS = 4
 
 @dataclass(frozen=True)
 class Exporter:
-    """One export; the fields are the arguments of `export`."""
+    """A single export; the fields are the arguments of `export`."""
 
     distiller: Distiller
     folder: Path
@@ -76,7 +71,7 @@ class Exporter:
     verify: bool
 
     def run(self) -> SamplerContract:
-        """Write everything, verify it, and only then touch the target folder."""
+        """Write and verify everything in a partial folder, then install it."""
         contract = self.describe()
         prompts = self.prompts[:MAX_PROMPTS]
         with partial_folder(self.folder) as partial:
@@ -96,32 +91,40 @@ class Exporter:
 
     @cached_property
     def student(self) -> PipelineDenoiser:
-        """The student, which has to be a diffusers pipeline's network."""
+        """The student.
+
+        Raises:
+            UserError: it is not the network of a diffusers pipeline.
+        """
         student = self.distiller.student
         if not isinstance(student, PipelineDenoiser):
             raise UserError(
-                f"{type(student).__name__} is no diffusers family, there is no pipeline to export it to; "
-                "save student.role_state_dict() instead"
+                f"{type(student).__name__} has no diffusers pipeline to export to; save student.role_state_dict() "
+                "instead"
             )
         return student
 
     @cached_property
     def experts(self) -> dict[str, Denoiser]:
-        """The networks that make up the student, by the names of their LoRA files."""
+        """The student's networks by the name of their LoRA file."""
         return expert_names(self.distiller)
 
     @cached_property
     def base(self) -> str | None:
-        """Folder or hub name of the teacher as code can use it here, or None when it is only in memory."""
+        """Folder or hub id of the teacher; None if it exists only in memory."""
         for name in filter(None, (self.base_model, self.student.pipe.config.get("_name_or_path"))):
             path = resolve_path(name)
-            if path.is_dir() or is_hub_name(name):
-                return shown_path(path) if path.is_dir() else name
+            if path.is_dir() or is_hub_id(name):
+                return relative_path(path) if path.is_dir() else name
         return None
 
     @cached_property
     def written_formats(self) -> tuple[Format, ...]:
-        """The formats this student can have."""
+        """The requested formats that this student supports.
+
+        Raises:
+            UserError: a format is unknown.
+        """
         if unknown := set(self.formats) - set(get_args(Format)):
             raise UserError(
                 f"unknown export format '{unknown.pop()}'; choose from {', '.join(get_args(Format))}"
@@ -134,13 +137,12 @@ class Exporter:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """Dtype of the written weights."""
         if self.dtype is not None:
             return self.dtype
         return self.student.inference_dtype if "pipeline" in self.written_formats else torch.float32
 
     def describe(self) -> SamplerContract:
-        """The contract, as far as it is known before anything is written."""
+        """Return the contract without verification results and files."""
         student, sampler = self.student, self.distiller.sampler()
         few_step = student.few_step(sampler)
         call = student.call_arguments(sampler)
@@ -177,7 +179,7 @@ class Exporter:
         )
 
     def write_weights(self, contract: SamplerContract, partial: Path) -> None:
-        """LoRA files, pipeline folder, and the scheduler in any case."""
+        """Write the scheduler and the LoRA files or the pipeline."""
         student, sampler = self.student, self.distiller.sampler()
         formats = self.written_formats
         if "pipeline" in formats:
@@ -188,8 +190,7 @@ class Exporter:
         header = file_header(
             name=contract.name,
             base=contract.base_model or "",
-            pipeline=contract.pipeline,
-            text_width=text_width(student.network.config),
+            architecture=student.architecture,
             licence=self.known_licence or "",
             date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             usage=f"{contract.steps} steps, {contract.scheduler}, guidance off (cfg 1)",
@@ -205,11 +206,11 @@ class Exporter:
 
     @cached_property
     def known_licence(self) -> str | None:
-        """The base model's licence as given, or as its local card states it."""
+        """The base model's licence, as given or from its local card."""
         return self.licence or base_licence(self.base)
 
     def write_card(self, contract: SamplerContract, partial: Path) -> None:
-        """The model card; it says what the contract says about verification."""
+        """Write the model card, including the contract's verification results."""
         student = self.student
         kinds = [f for f in ("diffusers", "kohya") if f in contract.formats][:1]
         kinds += ["pipeline"] if "pipeline" in contract.formats else []
@@ -218,7 +219,7 @@ class Exporter:
                 contract,
                 format=kind,
                 base=self.base,
-                folder=shown_path(self.folder),
+                folder=relative_path(self.folder),
                 prompt=self.prompts[0],
                 dtype=str(self.stored_dtype if kind == "pipeline" else student.inference_dtype),
                 device=student.device.type,
@@ -236,7 +237,7 @@ class Exporter:
             paper=self.distiller.credit[1],
             comfy_sigmas=[*(sigmas / student.schedule.alpha(t) if is_vp else sigmas).tolist(), 0.0],
             licence=self.known_licence,
-            hub_base=contract.base_model if is_hub_name(contract.base_model or "") else None,
+            hub_base=contract.base_model if is_hub_id(contract.base_model or "") else None,
             results=self.results,
         )
         (partial / CARD_NAME).write_text(text)
@@ -244,10 +245,10 @@ class Exporter:
     def run_gate(
         self, contract: SamplerContract, partial: Path, reference: Images
     ) -> dict[str, Verification]:
-        """Execute the card's code in a fresh process for every written file, and compare the images.
+        """Run the card's code in a fresh process for each format and compare the images.
 
         Raises:
-            ExportError: a file gives other images than the trainer.
+            ExportError: a file does not reproduce the trainer's images.
         """
         blocks = gate_blocks(contract, (partial / CARD_NAME).read_text())
         with tempfile.TemporaryDirectory(prefix="stepdistill-base-") as scratch:
@@ -259,42 +260,36 @@ class Exporter:
         teacher: Any = self.distiller.teacher
         untrained = trainer_images(teacher, self.distiller.sampler(), self.prompts[:MAX_PROMPTS], self.size)
         is_exact = same_arithmetic(self.student, self.stored_dtype)
-        checks = compare(images, reference, untrained, is_exact)
+        checks = compare(images, reference, untrained, is_exact=is_exact)
         files = {"diffusers": DIFFUSERS_NAME, "kohya": contract.kohya_name}
         for kind, check in checks.items():
             if not check.passed:
                 measured = check.max_difference if check.statistic == "max" else check.mean_difference
                 raise ExportError(
-                    f"'{files.get(kind, 'model_index.json')}' gives other images in a fresh process than the "
-                    f"trainer: {check.statistic} difference {measured:.2e}, allowed {check.tolerance:.0e}"
+                    f"'{files.get(kind, 'model_index.json')}' does not reproduce the trainer's images in a fresh "
+                    f"process: {check.statistic} difference {measured:.2e}, tolerance {check.tolerance:.0e}"
                 )
         return checks
 
 
 def write_images(images: Images, folder: Path) -> None:
-    """Images in [0, 1] as `0.png`, `1.png`..."""
+    """Write images in [0, 1] as `0.png`, `1.png`, ..."""
     folder.mkdir()
     for i, image in enumerate(images):
         pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
-def text_width(config: Mapping[str, Any]) -> int:
-    """Width of the text embedding that the network attends to; 0 when its configuration has none."""
-    width = config.get("cross_attention_dim") or config.get("joint_attention_dim") or 0
-    return width if isinstance(width, int) else 0
+def is_hub_id(name: str) -> bool:
+    """Return whether this is `owner/model` and not a local path.
 
-
-def is_hub_name(name: str) -> bool:
-    """Whether this is `owner/model` and no local path.
-
-    >>> is_hub_name("stabilityai/sdxl-turbo"), is_hub_name("/data/model")
+    >>> is_hub_id("stabilityai/sdxl-turbo"), is_hub_id("/data/model")
     (True, False)
     """
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not resolve_path(name).exists()
 
 
-def shown_path(path: Path) -> str:
-    """The path relative to the working directory where it lies below it, as code run from here can use it."""
+def relative_path(path: Path) -> str:
+    """Return a path below the working directory as relative, any other as absolute."""
     relative = os.path.relpath(path)
     return str(path.resolve()) if relative.startswith("..") else Path(relative).as_posix()

@@ -1,4 +1,4 @@
-"""Writing an export folder so that a full disk or a failed gate costs nothing that was there."""
+"""Transactional export folders: a full disk or a failed gate leaves the target untouched."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from stepdistill.export.gate import ExportError
 
 @contextmanager
 def partial_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside the target, moved into it when the block ends well.
+    """Context manager for a temporary folder beside the target, installed into it on success.
 
-    After an `ExportError` it is kept as `<folder>.failed`; after any other exception nothing of it is left.
+    An `ExportError` keeps it as `<folder>.failed`; any other exception removes it.
 
     Raises:
-        UserError: it cannot be written; what the target held is untouched.
+        UserError: the folder cannot be written; the target is untouched.
     """
     partial = None
     try:
@@ -37,13 +37,13 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(failed, ignore_errors=True)
         if partial is not None:
             partial.rename(failed)
-        raise ExportError(f"{error}; what was written is in '{failed}', '{folder}' is as it was") from None
+        raise ExportError(f"{error}; the files are kept in '{failed}', '{folder}' is unchanged") from None
     except (OSError, SafetensorError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         )
         raise UserError(
-            f"cannot write the export '{folder}': {reason}; make room or choose a folder you may write to"
+            f"cannot write the export '{folder}': {reason}; free some space or choose a writable folder"
         ) from error
     finally:
         if partial is not None:
@@ -51,9 +51,9 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 
 
 def install(partial: Path, folder: Path) -> None:
-    """Move every file into the target, then remove what an earlier export wrote there and this one did not.
+    """Move all files into the target, then remove stale files of an earlier export.
 
-    Files that no export wrote are left alone.
+    Files that no export has written stay. The contract moves last, so an interrupted installation keeps the old one.
     """
     earlier = files_of(folder)
     written = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
@@ -65,7 +65,7 @@ def install(partial: Path, folder: Path) -> None:
 
 
 def files_of(folder: Path) -> set[str]:
-    """Files that an earlier export wrote into the folder, as far as its contract can be read."""
+    """Return the files listed in the folder's contract; empty if that cannot be read."""
     try:
         names = json.loads((folder / CONTRACT_NAME).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):

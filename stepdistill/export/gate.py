@@ -1,8 +1,8 @@
-"""The reload gate: stock diffusers must draw the trainer's own images from what was written.
+"""The reload gate: stock diffusers must reproduce the trainer's images from the exported files.
 
-The code that process runs is the code of the model card. Noise is matched by the order of draws: a stock
-pipeline without an explicit generator draws its latents, then the noise of each step, from torch's global
-generator; so does `PipelineNoise` here.
+A fresh process runs the code of the model card. Noise is matched by the order of draws: without an explicit
+generator a stock pipeline draws its latents and then the noise of each step from torch's global generator, and
+`PipelineNoise` does the same here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -31,20 +30,23 @@ if TYPE_CHECKING:
     from stepdistill.denoisers.pipeline import PipelineDenoiser
     from stepdistill.diffusion.sampler import StudentSampler
 
-# (part of the student's difference to its teacher, at least, at most)
+# Tolerance = clamp(fraction x effect, lowest, highest), where effect is the student's difference from its teacher.
+# float32 on a CPU: two correct implementations agree to about 1e-6 per pixel, whereas a LoRA at half strength
+# differs by half the effect. 1e-3 is a quarter of an 8-bit level.
 FLOAT32_BOUND = (1 / 20, 5e-5, 1e-3)
+# Half precision and TF32 (relative precision 4e-3 and 5e-4): rounding differs at every step, so the mean is bounded.
 HALF_BOUND = (1 / 5, 1e-2, 5e-2)
 
 
 class ExportError(RuntimeError):
-    """What was written does not give the trainer's images when it is loaded again."""
+    """The exported files do not reproduce the trainer's images when reloaded."""
 
 
 class PipelineNoise:
-    """Noise as a stock pipeline draws it: from the global generator of the device, in the order of the steps.
+    """Noise as a stock pipeline draws it: from the device's global generator, in the order of the steps.
 
-    The dtype of a draw matters: half-precision draws are other numbers than rounded float32 ones. Latents
-    have that of the pipeline, and so has the noise of a step, except that flow schedulers step in float32.
+    The dtype matters, since half-precision draws are not rounded float32 draws. Latents and step noise have the
+    pipeline's dtype, except that flow schedulers step in float32.
     """
 
     def __init__(self, student: PipelineDenoiser) -> None:
@@ -53,7 +55,6 @@ class PipelineNoise:
         self.step_dtype = self.start_dtype if is_vp else torch.float32
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Latents:
-        """The next draw, (1, *shape)."""
         dtype = self.start_dtype if purpose == "start" else self.step_dtype
         return torch.randn(1, *shape, device=self.device, dtype=dtype)
 
@@ -65,7 +66,7 @@ def trainer_images(
     prompts: Sequence[str],
     size: tuple[int, int] | None = None,
 ) -> Images:
-    """The student's images by the trainer's rollout, one per prompt; the i-th is drawn with seed i."""
+    """Return the student's images by the trainer's rollout, one per prompt; image i uses seed i."""
     height, width = size or (None, None)
     devices = [student.device] if student.device.type == "cuda" else []
     noise = PipelineNoise(student)
@@ -82,15 +83,15 @@ def trainer_images(
 def fresh_images(
     blocks: Mapping[str, str], prompts: Sequence[str], folder: Path, base: str, device: torch.device
 ) -> dict[str, Images]:
-    """Execute the blocks in a fresh process with `base` and `folder` set to where things are now.
+    """Run the code blocks in a fresh process, with `base` and `folder` set to the present paths.
 
     Raises:
-        ExportError: a block raised; the message has its last line.
+        ExportError: a block failed; the message includes its last line of stderr.
     """
     with tempfile.TemporaryDirectory(prefix="stepdistill-") as scratch:
-        places = {"base": base, "folder": str(folder.resolve())}
+        paths = {"base": base, "folder": str(folder.resolve())}
         job = {
-            "blocks": {name: with_places(block, places) for name, block in blocks.items()},
+            "blocks": {name: with_paths(block, paths) for name, block in blocks.items()},
             "prompts": list(prompts),
             "output": str(Path(scratch) / "images.safetensors"),
         }
@@ -105,12 +106,12 @@ def fresh_images(
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise ExportError(f"the code block of '{folder}/README.md' fails in a fresh process: {reason}")
+            raise ExportError(f"the code of '{folder}/README.md' fails in a fresh process: {reason}")
         return load_file(job["output"])
 
 
 def gate_blocks(contract: SamplerContract, card: str) -> dict[str, str]:
-    """The card's code by format; the kohya file is loaded by the LoRA block under its own name."""
+    """Return the card's code by format; the kohya file uses the LoRA block with its own file name."""
     found = card_blocks(card)
     blocks = {}
     if set(contract.formats) - {"pipeline"}:
@@ -124,13 +125,13 @@ def gate_blocks(contract: SamplerContract, card: str) -> dict[str, str]:
     return blocks
 
 
-def with_places(block: str, places: Mapping[str, str]) -> str:
-    """The code block with the values of its path variables replaced.
+def with_paths(block: str, paths: Mapping[str, str]) -> str:
+    """Replace the values of a code block's path variables.
 
-    >>> with_places('base = "me/model"  # the teacher', {"base": "elsewhere"})
+    >>> with_paths('base = "me/model"  # the teacher', {"base": "elsewhere"})
     'base = "elsewhere"  # the teacher'
     """
-    for name, value in places.items():
+    for name, value in paths.items():
         literal = json.dumps(value)
         block = re.sub(
             rf'^{name} = "(?:[^"\\]|\\.)*"', lambda _, to=f"{name} = {literal}": to, block, flags=re.MULTILINE
@@ -139,20 +140,19 @@ def with_places(block: str, places: Mapping[str, str]) -> str:
 
 
 def compare(
-    images: Mapping[str, Images], reference: Images, teacher: Images, is_exact: bool
+    images: Mapping[str, Images], reference: Images, teacher: Images, *, is_exact: bool
 ) -> dict[str, Verification]:
-    """The differences of each block's images to the trainer's.
+    """Compare each block's images with the trainer's.
 
-    In float32 on a CPU every pixel counts. Half precision and TF32 round each step differently in and out of
-    the pipeline, so there the mean has to be small. A student that hardly differs from its teacher must not
-    pass because nothing was loaded: the bound is a part of that difference, within what the arithmetic
-    allows.
+    Bounds the maximum difference for float32 on a CPU, the mean difference otherwise. The tolerance is a fraction
+    of the difference between student and teacher, within limits set by the arithmetic: a student close to its
+    teacher must not pass because no weights were loaded.
 
     Args:
-        images: of the fresh process, by block.
-        reference: of the trainer's student.
-        teacher: of the teacher with the student's sampler, same noise.
-        is_exact: whether both do the same float32 arithmetic.
+        images: images of the fresh process, by block.
+        reference: images of the trainer's student.
+        teacher: images of the teacher with the student's sampler and the same noise.
+        is_exact: whether both sides do the same float32 arithmetic.
     """
     statistic: Literal["max", "mean"] = "max" if is_exact else "mean"
     part, lowest, highest = FLOAT32_BOUND if is_exact else HALF_BOUND
@@ -174,22 +174,6 @@ def compare(
     return checks
 
 
-@contextmanager
-def text_encoders_on(pipeline: Any, device: torch.device) -> Iterator[None]:
-    """Within the block the text encoders are on `device`; they may have left it after embedding."""
-    encoders = [
-        m for name, m in pipeline.components.items() if name.startswith("text_encoder") and m is not None
-    ]
-    homes = [next(encoder.parameters()).device for encoder in encoders]
-    for encoder in encoders:
-        encoder.to(device)
-    try:
-        yield
-    finally:
-        for encoder, home in zip(encoders, homes, strict=True):
-            encoder.to(home)
-
-
 def same_arithmetic(student: PipelineDenoiser, stored: torch.dtype) -> bool:
-    """Whether trainer and fresh process do the same float32 arithmetic."""
+    """Return whether trainer and fresh process both compute in float32 on the CPU."""
     return student.device.type == "cpu" and {student.inference_dtype, stored} == {torch.float32}

@@ -1,8 +1,8 @@
-"""The student's LoRA as files that keep their strength wherever they are loaded.
+"""LoRA files that keep their strength in every loader.
 
-Readers disagree about where a LoRA's scale alpha / rank is written: diffusers reads peft metadata or `.alpha`
-tensors, ComfyUI only `.alpha`, and both take 1.0 when nothing is there. So the scale is multiplied into the
-up matrix, and alpha equals the rank in every place it can be written.
+Loaders disagree on where to find the scale alpha / rank: diffusers reads peft metadata or `.alpha` tensors,
+ComfyUI only `.alpha`, and both default to 1.0. Therefore the scale is folded into the up matrix, and alpha equals
+the rank wherever it is stored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stepdistill.errors import UserError
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """One layer's update `up @ down`, its scale multiplied in.
+    """The update `up @ down` of one layer, scale included.
 
     Attributes:
         down: (rank, in) or, for a convolution, (rank, in, kernel, kernel).
@@ -34,15 +34,15 @@ class LoraLayer:
 
     @property
     def rank(self) -> int:
-        """Rows of `down`."""
+        """Rank of the update."""
         return self.down.shape[0]
 
 
 def lora_layers(network: nn.Module, adapter: str, dtype: torch.dtype = torch.float32) -> dict[str, LoraLayer]:
-    """The adapter's layers by module name, as `network` runs them now: live scaling, rank patterns and all.
+    """Return the adapter's layers by module name, with their current scaling and rank.
 
     Raises:
-        UserError: the network has no such adapter, or it is a kind of LoRA that is more than two matrices.
+        UserError: the network has no such adapter, or the LoRA has more than two matrices per layer.
     """
     from peft.tuners.lora import LoraLayer as PeftLayer
 
@@ -52,41 +52,41 @@ def lora_layers(network: nn.Module, adapter: str, dtype: torch.dtype = torch.flo
             continue
         if adapter in module.lora_magnitude_vector or module.lora_bias.get(adapter, False):
             raise UserError(
-                f"'{name}' has a DoRA or biased LoRA, which kohya files cannot hold; train a plain LoRA"
+                f"'{name}' has a DoRA or a biased LoRA, which kohya files cannot represent; train a plain LoRA"
             )
         down, up = (
             side[adapter].get_parameter("weight").detach().cpu() for side in (module.lora_A, module.lora_B)
         )
+        # W' = W + s B A with s = alpha / r: fold s into B, in float32 before rounding to `dtype`.
         baked = up.float() * module.scaling[adapter]
         layers[name] = LoraLayer(down=down.to(dtype).contiguous(), up=baked.to(dtype).contiguous())
     if not layers:
-        raise UserError(f"the student has no LoRA adapter '{adapter}'; export it with formats: [pipeline]")
+        raise UserError(f"the student has no LoRA adapter '{adapter}'; set export.formats=[pipeline]")
     return layers
 
 
 def diffusers_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[str, Tensor]:
-    """Tensors under the keys that `load_lora_weights` reads.
+    """Return tensors under the keys of diffusers' `load_lora_weights`.
 
-    One key style for all layers: a file that mixes `.lora.down` with `.lora_A` is converted by its first key,
-    and the rest is lost.
+    All layers use one key style: diffusers picks the conversion by the first key and drops what does not match.
 
     >>> layer = LoraLayer(down=torch.zeros(2, 4), up=torch.zeros(4, 2))
     >>> list(diffusers_tensors({"mid_block.attn1.to_q": layer}, "unet"))
     ['unet.mid_block.attn1.to_q.lora_A.weight', 'unet.mid_block.attn1.to_q.lora_B.weight']
     """
     tensors = {}
-    for name, layer in layers.items():
+    for name, layer in layers.items():  # A projects down, (r, in); B projects up, (out, r)
         tensors[f"{component}.{name}.lora_A.weight"] = layer.down
         tensors[f"{component}.{name}.lora_B.weight"] = layer.up
     return tensors
 
 
 def kohya_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[str, Tensor]:
-    """Tensors under the keys that ComfyUI, A1111 and Forge map, and that stock diffusers loads too.
+    """Return tensors under keys that ComfyUI, A1111, Forge and stock diffusers all load.
 
-    A UNet gets kohya's keys over diffusers' module names. A transformer keeps its diffusers keys: ComfyUI
-    maps those, kohya's own keys would need the fused qkv of the original code, and diffusers takes no
-    `.alpha` there. A missing alpha means scale 1.0, as baked.
+    A U-Net uses kohya's keys over diffusers' module names. A transformer keeps the diffusers keys, which ComfyUI
+    maps: kohya's own keys would need the original code's fused qkv, and diffusers rejects `.alpha` there. A
+    missing alpha means scale 1.0, which is what the up matrix holds.
 
     >>> layer = LoraLayer(down=torch.zeros(2, 4), up=torch.zeros(4, 2))
     >>> list(kohya_tensors({"mid.to_q": layer}, "unet"))
@@ -99,12 +99,14 @@ def kohya_tensors(layers: Mapping[str, LoraLayer], component: str) -> dict[str, 
         key = f"lora_unet_{name.replace('.', '_')}"
         tensors[f"{key}.lora_down.weight"] = layer.down
         tensors[f"{key}.lora_up.weight"] = layer.up
-        tensors[f"{key}.alpha"] = torch.tensor(float(layer.rank))
+        tensors[f"{key}.alpha"] = torch.tensor(float(layer.rank))  # alpha / rank = 1
     return tensors
 
 
 def adapter_metadata(layers: Mapping[str, LoraLayer], component: str) -> dict[str, Any]:
-    """The peft configuration as diffusers' `lora_adapter_metadata`: alpha is the rank of every layer."""
+    """Return the peft config for diffusers' `lora_adapter_metadata`, with alpha equal to the rank of every layer."""
+    # `r` is the most common rank; layers of a different rank go to the patterns.
+    # alpha_pattern mirrors rank_pattern, so alpha / r = 1 in every layer.
     ranks = {name: layer.rank for name, layer in layers.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     others = {name: rank for name, rank in ranks.items() if rank != common}
@@ -116,7 +118,7 @@ def adapter_metadata(layers: Mapping[str, LoraLayer], component: str) -> dict[st
 def save_diffusers_lora(
     layers: Mapping[str, LoraLayer], component: str, path: Path, header: Mapping[str, str]
 ) -> None:
-    """Write the file for `load_lora_weights`."""
+    """Write the LoRA file for diffusers."""
     metadata = json.dumps(adapter_metadata(layers, component), indent=2, sort_keys=True)
     save_file(
         diffusers_tensors(layers, component),
@@ -128,7 +130,7 @@ def save_diffusers_lora(
 def save_kohya_lora(
     layers: Mapping[str, LoraLayer], component: str, path: Path, header: Mapping[str, str]
 ) -> None:
-    """Write the file for ComfyUI, A1111 and Forge."""
+    """Write the LoRA file for ComfyUI, A1111 and Forge."""
     ranks = [layer.rank for layer in layers.values()]
     common = str(max(set(ranks), key=ranks.count))
     network = {"ss_network_module": "networks.lora", "ss_network_dim": common, "ss_network_alpha": common}
@@ -136,25 +138,25 @@ def save_kohya_lora(
 
 
 def file_header(
-    *, name: str, base: str, pipeline: str, text_width: int, licence: str, date: str, usage: str
+    *, name: str, base: str, architecture: tuple[str, str], licence: str, date: str, usage: str
 ) -> dict[str, str]:
-    """Header entries that model managers show: `modelspec.*` and `ss_*`. What is not known is left out.
+    """Return the header entries that model managers show (`modelspec.*`, `ss_*`), omitting unknown values.
 
-    The architecture is named when the pipeline class and the width of its text embedding are those of a
-    published model.
+    Args:
+        architecture: see `PipelineDenoiser.architecture`.
 
     >>> about = {"name": "fast", "base": "me/base", "licence": "", "date": "2026-01-01", "usage": "4 steps"}
-    >>> header = file_header(pipeline="StableDiffusionXLPipeline", text_width=2048, **about)
+    >>> header = file_header(architecture=("sd_v1", "stable-diffusion-v1/lora"), **about)
     >>> header["modelspec.architecture"], "modelspec.license" in header
-    ('stable-diffusion-xl-v1-base/lora', False)
+    ('stable-diffusion-v1/lora', False)
     """
-    version, architecture = _ARCHITECTURES.get((pipeline, text_width), ("", ""))
+    kohya_version, modelspec = architecture
     entries = {
         "ss_output_name": name,
         "ss_sd_model_name": base,
-        "ss_base_model_version": version,
+        "ss_base_model_version": kohya_version,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture,
+        "modelspec.architecture": modelspec,
         "modelspec.implementation": "diffusers",
         "modelspec.title": name,
         "modelspec.date": date,
@@ -162,11 +164,3 @@ def file_header(
         "modelspec.usage_hint": usage,
     }
     return {key: value for key, value in entries.items() if value}
-
-
-_ARCHITECTURES = {
-    ("StableDiffusionPipeline", 768): ("sd_v1", "stable-diffusion-v1/lora"),
-    ("StableDiffusionPipeline", 1024): ("sd_v2", "stable-diffusion-v2-512/lora"),
-    ("StableDiffusionXLPipeline", 2048): ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
-    ("StableDiffusion3Pipeline", 4096): ("sd3", "stable-diffusion-3/lora"),
-}

@@ -1,4 +1,4 @@
-"""Saving whole pipelines: the student's, and a teacher that is only in memory."""
+"""Saving full pipelines: the student's, and a teacher that exists only in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Save a pipeline with all weights in `dtype`; parts that are in another one are copied first."""
+    """Save a pipeline with all weights in `dtype`, casting copies where they differ."""
     twin = copy.copy(pipeline)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module) and any(p.dtype != dtype for p in part.parameters()):
@@ -28,7 +28,7 @@ def save_pipeline(pipeline: Any, folder: Path, dtype: torch.dtype) -> None:
 
 
 def save_teacher(student: PipelineDenoiser, folder: Path) -> str:
-    """Save the pipeline the student was made from: adapters off, everything else as it is in memory."""
+    """Save the teacher's pipeline, without adapters, and return the folder."""
     teacher = copy.copy(student.pipe)
     network = copy.deepcopy(student.pipe.components[student.network_name])
     remove_adapters(network)
@@ -39,14 +39,14 @@ def save_teacher(student: PipelineDenoiser, folder: Path) -> str:
 
 
 def absent_parts(pipeline: Any) -> list[str]:
-    """Parts the pipeline does without although its class wants them: loading it has to pass None for each."""
+    """Return non-optional components that are None; `from_pretrained` needs an explicit None for each."""
     optional = set(pipeline._optional_components)
     return sorted(name for name, part in pipeline.components.items() if part is None and name not in optional)
 
 
 @contextmanager
 def quiet_saving() -> Iterator[None]:
-    """Within the block diffusers and transformers draw no progress bars and warn of no absent parts."""
+    """Silence progress bars and warnings of diffusers and transformers."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -1,4 +1,4 @@
-"""Use an export the way its model card says: stock diffusers, the contract's scheduler and call."""
+"""Run an export as its model card does: stock diffusers with the contract's scheduler and call arguments."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def load_export(source: str | Path, *, base: str | None = None) -> tuple[DiffusionPipeline, dict[str, Any]]:
-    """A stock pipeline that runs an export, and the arguments of its call beside the prompt.
+    """Return a stock pipeline that runs an export, and its call arguments other than the prompt.
 
     Args:
-        source: an export folder, or a run folder with one in `export/`.
-        base: the base model of a LoRA; default: the one its contract names.
+        source: an export folder, or a run folder that contains one in `export/`.
+        base: base model of a LoRA; default: the contract's.
 
     Raises:
-        UserError: there is no export, or its base model is not to be found.
+        UserError: there is no export, or its base model cannot be loaded.
     """
     from diffusers import DiffusionPipeline
 
@@ -40,7 +40,7 @@ def load_export(source: str | Path, *, base: str | None = None) -> tuple[Diffusi
         absent = absent_components(config)
         pipe = DiffusionPipeline.from_pretrained(name, dtype=torch.float32, **absent)
     except (OSError, ValueError) as error:
-        raise UserError(f"the base model '{name}' cannot be loaded; say where it is with --base") from error
+        raise UserError(f"cannot load the base model '{name}'; pass its path with --base") from error
     for adapter in dict.fromkeys(contract.step_adapters):
         pipe.load_lora_weights(str(folder), weight_name=f"{adapter}.safetensors", adapter_name=adapter)
     if not is_folder and not contract.step_adapters:
@@ -53,11 +53,11 @@ def load_export(source: str | Path, *, base: str | None = None) -> tuple[Diffusi
 def sample_images(
     pipe: Any, call: dict[str, Any], prompts: Sequence[str], *, out: Path, seed: int = 0
 ) -> Iterator[Path]:
-    """Draw each prompt with its own seed into `out/00.png`, `out/01.png`..."""
+    """Sample an image per prompt, each with its own seed, to `out/00.png`, `out/01.png`, ..."""
     out.mkdir(parents=True, exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
     for number, prompt in enumerate(prompts):
-        torch.manual_seed(seed + number)  # some stock pipelines draw step noise from the global generator
+        torch.manual_seed(seed + number)  # some schedulers draw step noise from the global generator
         path = out / f"{number:02d}.png"
         pipe(prompt, **call).images[0].save(path)
         yield path

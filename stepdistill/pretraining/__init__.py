@@ -1,1 +1,1 @@
-"""Training of the embedded models."""
+"""Pretraining of the embedded models."""

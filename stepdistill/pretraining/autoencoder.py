@@ -1,4 +1,4 @@
-"""The shared autoencoder: 64 px pictures to 8x8x16 latents of unit variance, as a stock AutoencoderKL."""
+"""The shared autoencoder: 64 px pictures to 16x8x8 latents of unit variance, as a stock AutoencoderKL."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ MEASURED_SCENES = 1024
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of a training step: a resumed run draws what the uninterrupted one would have drawn."""
+    """Return the generator of a training step, which makes a resumed run bitwise identical."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of neighbouring pixels, across and down."""
+    """Return horizontal and vertical differences of neighbouring pixels."""
     return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
 
 
 class AutoencoderStage(Stage):
-    """Absolute and squared error, the same on edges at two scales, and a slight pull of the latents to N(0, 1)."""
+    """L1 and squared error, L1 on edges at two scales, and a small KL to N(0, 1)."""
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
@@ -40,7 +40,6 @@ class AutoencoderStage(Stage):
         self.edge_weight = recipe.options.get("edge_weight", 1.0)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruct fresh scenes."""
         size = self.recipe.train.batch_size
         images, _ = self.world.scenes(self.recipe.scenes.seed, range(step * size, (step + 1) * size))
         images = images * 2 - 1
@@ -53,28 +52,23 @@ class AutoencoderStage(Stage):
             F.avg_pool2d(output, 2), F.avg_pool2d(images, 2)
         )
         kl = posterior.kl().mean()
-        logs = {
-            "l1": (output - images).abs().mean(),
-            "edge": edge,
-            "kl": kl,
-            "latent_std": posterior.mean.std(),
-        }
+        l1 = (output - images).abs().mean()
+        logs = {"l1": l1, "edge": edge, "kl": kl, "latent_std": posterior.mean.std()}
         return error + self.edge_weight * edge + self.kl_weight * kl, logs
 
     @staticmethod
     def edge_error(output: Images, images: Images) -> Tensor:
-        """Mean absolute difference of edges."""
+        """Return the mean absolute error of the edges."""
         pairs = zip(edges(output), edges(images), strict=True)
         return torch.stack([(ours - true).abs().mean() for ours, true in pairs]).sum()
 
     def start_from(self, folder: Path) -> None:
-        """Go on with an exported autoencoder, 1x1 convolutions included."""
         self.vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
         self.networks["vae"] = self.vae
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Write the autoencoder with 1x1 convolutions that give every latent channel mean 0 and variance 1."""
+        """Save the autoencoder with 1x1 convolutions that standardise every latent channel."""
         images, _ = self.world.scenes(self.recipe.scenes.seed, range(MEASURED_SCENES))
         latents = torch.cat([self.vae.encode(part * 2 - 1).latent_dist.mean for part in images.split(128)])
         standardised(self.vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3))).half().save_pretrained(folder)
@@ -82,33 +76,29 @@ class AutoencoderStage(Stage):
 
 @torch.no_grad()
 def standardised(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> AutoencoderKL:
-    """The same autoencoder with latents (z - mean) / std: folded into `quant_conv` and `post_quant_conv`, hence exact."""
+    """Return an equivalent autoencoder with latents (z - mean) / std, folded into its 1x1 convolutions."""
     own = {name: value for name, value in vae.config.items() if not name.startswith("_")}
-    config = {
-        **own,
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        "scaling_factor": 1.0,
-        "shift_factor": 0.0,
-    }
-    wide = AutoencoderKL.from_config(config)
+    convolutions = {"use_quant_conv": True, "use_post_quant_conv": True}
+    wide = AutoencoderKL.from_config({**own, **convolutions, "scaling_factor": 1.0, "shift_factor": 0.0})
     assert isinstance(wide, AutoencoderKL)
     before, after = pointwise(wide.quant_conv), pointwise(wide.post_quant_conv)
     for weight, bias in (before, after):
         weight.copy_(torch.eye(len(weight))[:, :, None, None])
         bias.zero_()
     wide.load_state_dict(vae.state_dict(), strict=False)
+    # The encoder's moments are (mean, log variance): mean -> (mean - m) / s, log variance -> log variance - 2 log s.
     scale = torch.cat([1 / std, torch.ones_like(std)])
     shift = torch.cat([-mean / std, -2 * std.log()])
     before[0].mul_(scale[:, None, None, None])
     before[1].mul_(scale).add_(shift)
+    # The decoder sees s z + m.
     after[1].add_(after[0][:, :, 0, 0] @ mean)
     after[0].mul_(std[None, :, None, None])
     return wide
 
 
 def pointwise(convolution: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a 1x1 convolution."""
+    """Return weight and bias of a 1x1 convolution."""
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.bias is not None
     return convolution.weight, convolution.bias

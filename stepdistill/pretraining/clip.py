@@ -1,4 +1,4 @@
-"""The embedded CLIP model: scenes against captions, with auxiliary losses that keep every glyph apart."""
+"""The embedded CLIP model, trained on scenes and captions with auxiliary losses that separate the glyphs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stepdistill.pretraining.recipe import PretrainRecipe
 from stepdistill.pretraining.stage import Stage, edit_json, load_weights
 
 TOKENIZER_CAPTIONS = 60_000
-IDENTITY_SCALE = 16.0
+IDENTITY_SCALE = 16.0  # logit scale of the cosine classifiers
 
 
 def train_tokenizer(captions: Sequence[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
-    """A stock CLIP tokenizer whose byte-pair vocabulary was learnt on captions."""
+    """Train the byte-pair vocabulary of a stock CLIP tokenizer on captions."""
     trained = CLIPTokenizer().train_new_from_iterator([list(captions)], vocab_size=vocabulary)
     assert isinstance(trained, CLIPTokenizer)
     trained.model_max_length = max_length
@@ -30,19 +30,13 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int, max_length: int) -
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Token ids padded to the model's length, as the diffusers pipelines pad them."""
-    tokens = tokenizer(
-        list(captions),
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    )
-    return tokens.input_ids
+    """Return token ids padded to the model's length, as the diffusers pipelines do."""
+    options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
+    return tokenizer(list(captions), return_tensors="pt", **options).input_ids
 
 
 def term_targets(world: EmojiWorld) -> Tensor:
-    """For each glyph the uniform law over the words that are true of it, (glyphs, words)."""
+    """Return the uniform distribution over each glyph's words, (glyphs, words)."""
     spoken = [{*units, *tags} for units, tags in zip(world.grammar.units, world.grammar.tags, strict=True)]
     number = {term: place for place, term in enumerate(sorted(set().union(*spoken)))}
     targets = torch.zeros(len(spoken), len(number))
@@ -52,7 +46,7 @@ def term_targets(world: EmojiWorld) -> Tensor:
 
 
 class ClipStage(Stage):
-    """Symmetric contrastive loss, plus glyph, words and background read off the image embedding by cosine classifiers."""
+    """CLIP's symmetric contrastive loss, plus cosine classifiers of glyph, words and background."""
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
@@ -75,17 +69,14 @@ class ClipStage(Stage):
             self.clip.vision_model.compile()
         self.looks = torch.tensor(self.world.looks)
         self.terms = term_targets(self.world)
-        classes = {
-            "glyphs": len(self.world),
-            "terms": self.terms.shape[1],
-            "backgrounds": len(self.world.backgrounds),
-        }
+        backgrounds = len(self.world.backgrounds)
+        classes = {"glyphs": len(self.world), "terms": self.terms.shape[1], "backgrounds": backgrounds}
         heads = {name: nn.Linear(width, count, bias=False) for name, count in classes.items()}
         self.networks = nn.ModuleDict({"clip": self.clip, **heads})
         self.identity_weight = recipe.options.get("identity_weight", 1.0)
 
     def own_tokenizer(self, vocabulary: int, max_length: int) -> CLIPTokenizer:
-        """The tokenizer of the run, or of the export it starts from; learning one anew gives other token numbers."""
+        """Load the tokenizer of the run or of `start_from`, or train it: retraining would change the token ids."""
         start = self.recipe.start_from
         folder = self.recipe.output_dir / "tokenizer" if start is None else resolve_path(start)
         if start is None and not folder.exists():
@@ -95,7 +86,6 @@ class ClipStage(Stage):
         return CLIPTokenizer.from_pretrained(folder)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Contrast a batch of fresh scenes with their captions."""
         size, seed = self.recipe.train.batch_size, self.recipe.scenes.seed
         described = [self.world.describe(seed, index) for index in range(step * size, (step + 1) * size)]
         images = self.world.draw([placement for placement, _ in described]) * 2 - 1
@@ -118,17 +108,16 @@ class ClipStage(Stage):
         return contrast + self.identity_weight * (identity + words + ground), logs
 
     def scores(self, name: str, embedding: Tensor) -> Tensor:
-        """Logits of a cosine classifier."""
+        """Return the logits of a cosine classifier."""
         head = self.networks[name]
         assert isinstance(head, nn.Linear)
         return IDENTITY_SCALE * embedding @ F.normalize(head.weight.float(), dim=-1).T
 
     def start_from(self, folder: Path) -> None:
-        """Take both towers' weights; the auxiliary classifiers are not part of an export and start anew."""
+        """Load both towers; the auxiliary classifiers are not exported and restart from scratch."""
         load_weights(self.clip, folder / "model.safetensors")
 
     def export(self, folder: Path) -> None:
-        """Write the model, its tokenizer and its image preprocessing."""
         self.clip.half().save_pretrained(folder)
         self.clip.float()
         edit_json(folder / "config.json", dtype="float32")

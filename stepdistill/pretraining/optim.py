@@ -1,4 +1,4 @@
-"""Optimisers of the embedded teachers: AdamW, or Muon for the matrices with AdamW for the rest."""
+"""Optimisers of the embedded teachers: AdamW, or Muon for hidden matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from torch import Tensor, nn
 from stepdistill.pretraining.recipe import Budget
 from stepdistill.training.device import has_bf16_units
 
-OUTER_LAYERS = ("embedding", "conv_in", "conv_out", "pos_embed")
-"""Parts of names of tables, first and last layers."""
-
-
+OUTER_LAYERS = ("embedding", "conv_in", "conv_out", "pos_embed")  # substrings of parameter names
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration x <- a x + b (x x^T) x + c (x x^T)^2 x, https://kellerjordan.github.io/posts/muon/."""
 
 
-def orthogonalised(matrix: Tensor, *, dtype: torch.dtype, steps: int = 5) -> Tensor:
-    """Nearly the orthogonal matrix closest to a matrix: its singular values are brought to about 0.7 to 1.2.
+def orthogonalize(matrix: Tensor, *, dtype: torch.dtype, steps: int = 5) -> Tensor:
+    """Approximate the nearest orthogonal matrix by Newton-Schulz iteration; singular values end up near 0.7 to 1.2.
 
-    >>> values = torch.linalg.svdvals(orthogonalised(torch.diag(torch.tensor([3.0, 1.0])), dtype=torch.float32))
+    >>> values = torch.linalg.svdvals(orthogonalize(torch.diag(torch.tensor([3.0, 1.0])), dtype=torch.float32))
     >>> bool(((values > 0.6) & (values < 1.3)).all())
     True
     """
+    # x <- a x + b (x x^T) x + c (x x^T)^2 x, with the coefficients of https://kellerjordan.github.io/posts/muon/
     a, b, c = NEWTON_SCHULZ
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = (wide / wide.norm().clamp(min=1e-7)).to(dtype)
@@ -36,11 +33,12 @@ def orthogonalised(matrix: Tensor, *, dtype: torch.dtype, steps: int = 5) -> Ten
 
 
 class FlattenedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` for weights of any shape: each is seen as the matrix (output channels, everything else).
+    """`torch.optim.Muon` for weights of any shape, viewed as matrices (out channels, rest).
 
-    The matrices share the weights' memory, so the weights move with them. Updates are scaled to AdamW's size, so one
-    learning rate serves both optimisers (`match_rms_adamw`, https://arxiv.org/abs/2502.16982, section 2.2). PyTorch's
-    own step always computes in bf16; this one does so where the processor has units for it, and in float32 elsewhere.
+    The matrices share memory with the weights. Updates are scaled to the RMS of AdamW's, so that both optimisers
+    use one learning rate (`match_rms_adamw`, https://arxiv.org/abs/2502.16982, section 2.2). The step is not
+    PyTorch's: that always computes in bf16, which is slow on CPUs without bf16 units, and accepts only 2D
+    parameters.
 
     >>> weight = nn.Parameter(torch.zeros(4, 2, 3, 3))
     >>> optimizer = FlattenedMuon([weight], lr=0.1, weight_decay=0.0)
@@ -59,7 +57,6 @@ class FlattenedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every weight by its orthogonalised momentum."""
         (group,) = self.param_groups
         beta, rate = group["momentum"], group["lr"]
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
@@ -68,13 +65,14 @@ class FlattenedMuon(torch.optim.Muon):
             gradient = weight.grad.flatten(1)
             momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
             momentum.lerp_(gradient, 1 - beta)
-            update = orthogonalised(gradient.lerp(momentum, beta), dtype=self.dtype)
+            # Nesterov momentum, decoupled weight decay, and 0.2 sqrt(max(rows, columns)) to match AdamW's RMS of 0.2.
+            update = orthogonalize(gradient.lerp(momentum, beta), dtype=self.dtype)
             matrix.mul_(1 - rate * group["weight_decay"])
             matrix.add_(update, alpha=-0.2 * rate * math.sqrt(max(matrix.shape)))
 
 
 def is_hidden_matrix(name: str, weight: nn.Parameter) -> bool:
-    """Whether Muon is meant for a weight: a matrix or kernel between hidden layers, neither table nor first or last layer.
+    """Return whether Muon applies: a matrix or kernel that is no embedding and no first or last layer.
 
     >>> is_hidden_matrix("unet.conv_in.weight", nn.Parameter(torch.zeros(4, 4, 3, 3)))
     False
@@ -83,13 +81,11 @@ def is_hidden_matrix(name: str, weight: nn.Parameter) -> bool:
 
 
 def build_optimizers(networks: nn.Module, budget: Budget) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers of a run by name; together they move every trainable weight once."""
+    """Return the optimisers of a run by name; each trainable weight belongs to exactly one."""
     named = [(name, weight) for name, weight in networks.named_parameters() if weight.requires_grad]
-    by_muon = [
-        weight for name, weight in named if budget.optimizer == "muon" and is_hidden_matrix(name, weight)
-    ]
-    taken = {id(weight) for weight in by_muon}
-    rest = [weight for _, weight in named if id(weight) not in taken]
+    use_muon = {name: budget.optimizer == "muon" and is_hidden_matrix(name, weight) for name, weight in named}
+    by_muon = [weight for name, weight in named if use_muon[name]]
+    rest = [weight for name, weight in named if not use_muon[name]]
     groups = [
         {"params": [weight for weight in rest if weight.ndim > 1], "weight_decay": budget.weight_decay},
         {"params": [weight for weight in rest if weight.ndim <= 1], "weight_decay": 0.0},

@@ -1,4 +1,4 @@
-"""A fixed pool of scenes as latents and token ids, encoded once and kept beside the run."""
+"""A fixed pool of scenes as latents and token ids, encoded once and cached beside the run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Pool:
-    """Latents (n, 16, 8, 8) and token ids (n, length) of the same scenes."""
+    """Latents (n, 16, 8, 8) and token ids (n, length) of the scenes, and the token ids of the empty caption."""
 
     latents: Tensor
     tokens: Tensor
     empty: Tensor
 
     def batch(self, size: int, dropout: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random latents with their tokens, some captions replaced by the empty one."""
+        """Sample latents and tokens, dropping captions with probability `dropout`."""
         rows = torch.randint(len(self.latents), (size,), generator=generator)
         dropped = torch.rand(size, generator=generator) < dropout
         tokens = torch.where(dropped[:, None], self.empty, self.tokens[rows].long())
@@ -38,7 +38,7 @@ class Pool:
 
 @torch.no_grad()
 def encode_scenes(world: EmojiWorld, vae: Any, scenes: Scenes) -> Tensor:
-    """Latents of the pool as the diffusion network sees them, float16."""
+    """Encode scenes to scaled latents, float16."""
     latents = []
     is_half = has_bf16_units(torch.device("cpu"))
     for start in range(0, scenes.count, CHUNK):
@@ -50,7 +50,7 @@ def encode_scenes(world: EmojiWorld, vae: Any, scenes: Scenes) -> Tensor:
 
 
 def load_pool(world: EmojiWorld, vae_folder: Path, tokenizer: Any, scenes: Scenes, cache: Path) -> Pool:
-    """The pool of a recipe; its latents are read from `cache` if the same autoencoder made them of the same scenes."""
+    """Load a recipe's pool, with latents cached by autoencoder weights and scenes."""
     weights = (vae_folder / "diffusion_pytorch_model.safetensors").read_bytes()
     first = world.scenes(scenes.seed, range(4))[0].numpy().tobytes()
     key = hashlib.sha256(weights + first + f"{scenes.seed},{scenes.count}".encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Recipes of the embedded teachers: which network, on how many scenes, for how long."""
+"""Recipes of the embedded teachers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ StageName = Literal["autoencoder", "clip", "sd", "sd3"]
 
 
 class Scenes(Section):
-    """The pool of scenes that a network is trained on, drawn once."""
+    """The pool of training scenes."""
 
     seed: int = Field(default=1, ge=0, lt=1000)
     count: int = Field(default=40_000, ge=1)
 
 
 class Budget(Section):
-    """Optimisation: a warm-up, a cosine to zero, and an average of the weights that is what is exported.
+    """Optimisation: linear warm-up, cosine decay to zero, and an EMA of the weights, which is exported.
 
     Attributes:
-        optimizer: `muon` moves hidden matrices by Muon and the rest by AdamW, all at the same learning rate.
+        optimizer: `muon` uses Muon for hidden matrices and AdamW for the rest, at the same learning rate.
     """
 
     max_train_steps: int = Field(ge=1)
@@ -47,15 +47,14 @@ class Budget(Section):
 
 
 class PretrainRecipe(Section):
-    """One stage of building the embedded teachers.
+    """A pretraining stage.
 
     Attributes:
-        network: arguments of the network's own class, by part (`autoencoder`, `unet`, `transformer`, `vision`, `text`, ...).
+        network: constructor arguments by part (`autoencoder`, `unet`, `transformer`, `vision`, `text`, ...).
         autoencoder: folder of a trained AutoencoderKL (stages sd and sd3).
-        clip: folder of a trained CLIPModel, whose text tower is the first state of the text encoder (stages sd and sd3).
-        start_from: folder of an earlier result of the same stage, whose weights are the first state: a run without
-            checkpoints can so be continued with a new budget.
-        options: numbers of the stage's own loss.
+        clip: folder of a trained CLIPModel whose text tower initialises the text encoder (stages sd and sd3).
+        start_from: folder of an export of the same stage, used as initialisation.
+        options: hyperparameters of the stage's loss.
     """
 
     stage: StageName
@@ -73,7 +72,7 @@ def load_pretrain_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Pre
     """Read a recipe file and apply `key.sub=value` overrides.
 
     Raises:
-        UserError: the file is missing, is not YAML, or a key or value is wrong.
+        UserError: the file is missing or not YAML, or a key or value is invalid.
     """
     try:
         document = yaml.safe_load(resolve_path(path).read_text())

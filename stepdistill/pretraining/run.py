@@ -1,10 +1,9 @@
-"""Train the embedded teachers: one resumable loop for the autoencoder, the CLIP model and both text-to-image networks."""
+"""Train the embedded models: one resumable loop for autoencoder, CLIP and both text-to-image networks."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from stepdistill.training.checkpoint import (
 )
 from stepdistill.training.device import chosen_precision
 from stepdistill.training.ema import EMA
+from stepdistill.training.optim import decay_factor
 
 logger = logging.getLogger(__name__)
 
@@ -42,26 +42,13 @@ STAGES = {
 }
 
 
-def learning_rate_factor(step: int, budget: Budget) -> float:
-    """Linear warm-up, then a half cosine to zero at the last step.
-
-    >>> budget = Budget(max_train_steps=10, warmup_steps=2)
-    >>> [round(learning_rate_factor(step, budget), 2) for step in (0, 1, 2, 6, 10)]
-    [0.5, 1.0, 1.0, 0.5, 0.0]
-    """
-    if step < budget.warmup_steps:
-        return (step + 1) / budget.warmup_steps
-    progress = (step - budget.warmup_steps) / max(budget.max_train_steps - budget.warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
 class Pretrainer:
-    """Optimiser, average, checkpoints and log around a stage.
+    """Training loop of a stage: optimisers, EMA, checkpoints and metrics.
 
     Args:
-        stage: what is trained.
-        budget: how long and how.
-        run_dir: where checkpoints and metrics go; a run that stopped there is taken up again.
+        stage: networks and loss.
+        budget: optimisation settings.
+        run_dir: folder of checkpoints and metrics.
     """
 
     def __init__(self, stage: Stage, budget: Budget, run_dir: Path) -> None:
@@ -74,11 +61,15 @@ class Pretrainer:
         self.seconds = 0.0
 
     def resume(self) -> None:
-        """Take up the latest checkpoint, if there is one."""
+        """Load the latest checkpoint, if there is one."""
         folder = latest_checkpoint(self.run_dir)
         if folder is None:
             return
         tensors, state = load_checkpoint(folder)
+        if tensors.keys() != {"networks", "ema", *self.optimizers}:
+            raise UserError(
+                f"'{folder}' was trained with another train.optimizer; change it back or set output_dir"
+            )
         self.stage.networks.load_state_dict(tensors["networks"])
         for name, optimizer in self.optimizers.items():
             load_optimizer_tensors(optimizer, tensors[name])
@@ -87,7 +78,7 @@ class Pretrainer:
         logger.info("resumed at step %d", self.step)
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the next step depends on."""
+        """Save a checkpoint."""
         tensors = {
             "networks": dict(self.stage.networks.state_dict()),
             "ema": self.ema.state_dict(),
@@ -96,11 +87,11 @@ class Pretrainer:
         save_checkpoint(self.run_dir, self.step, tensors, {"seconds": self.seconds}, keep=2)
 
     def fit(self) -> None:
-        """Train to the end of the budget, then export the averaged weights."""
+        """Train for the whole budget, then export the averaged weights."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         started = time.monotonic() - self.seconds
         while self.step < self.budget.max_train_steps:
-            # On a CPU the fused attention's backward is slow for short sequences: the plain formula is twice as fast.
+            # On a CPU math attention is twice as fast as the fused kernel's backward for short sequences.
             with sdpa_kernel(SDPBackend.MATH):
                 logs = self.update()
             self.seconds = time.monotonic() - started
@@ -112,10 +103,12 @@ class Pretrainer:
             self.stage.export(self.run_dir / "export")
 
     def update(self) -> dict[str, Tensor]:
-        """One optimiser step."""
+        """Take an optimiser step."""
+        budget = self.budget
+        factor = decay_factor(self.step, "cosine", budget.warmup_steps, budget.max_train_steps)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = self.budget.learning_rate * learning_rate_factor(self.step, self.budget)
+                group["lr"] = budget.learning_rate * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=self.is_half):
             loss, logs = self.stage.loss(self.step)
         self.stage.networks.zero_grad(set_to_none=True)
@@ -128,7 +121,7 @@ class Pretrainer:
         return {"loss": loss, "grad_norm": norm, **logs}
 
     def write_metrics(self, logs: dict[str, Tensor]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         row = {"step": self.step, "seconds": round(self.seconds, 1)}
         row |= {name: round(float(value.detach()), 5) for name, value in logs.items()}
         with (self.run_dir / "metrics.jsonl").open("a") as file:
@@ -137,19 +130,19 @@ class Pretrainer:
 
 
 def build_stage(recipe: PretrainRecipe) -> Stage:
-    """The stage that a recipe names, with fresh networks."""
+    """Build the stage of a recipe, initialised from `start_from` if set."""
     torch.manual_seed(recipe.train.seed)
     stage = STAGES[recipe.stage](recipe)
     if recipe.start_from is not None:
         folder = resolve_path(recipe.start_from)
         if not folder.is_dir():
-            raise UserError(f"start_from: there is no folder {folder}; give an export of the same stage")
+            raise UserError(f"start_from: there is no folder {folder}; pass an export of the same stage")
         stage.start_from(folder)
     return stage
 
 
 def pretrain(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
-    """Train one embedded network by its recipe; rerunning resumes. The result is `<output_dir>/export`."""
+    """Train an embedded model into `<output_dir>/export`; rerunning resumes."""
     recipe = load_pretrain_recipe(recipe_path, overrides)
     trainer = Pretrainer(build_stage(recipe), recipe.train, recipe.output_dir)
     trainer.resume()

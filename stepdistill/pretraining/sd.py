@@ -1,4 +1,4 @@
-"""The embedded Stable Diffusion: a small UNet with eps prediction, its text encoder trained along."""
+"""The embedded Stable Diffusion: a small U-Net with eps prediction, trained jointly with its text encoder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from stepdistill.pretraining.stage import Stage, edit_json, load_weights
 
 
 def parts_of(recipe: PretrainRecipe) -> tuple[Path, Path]:
-    """Folders of the autoencoder and of the CLIP model.
+    """Return the folders of the autoencoder and the CLIP model.
 
     Raises:
-        UserError: the recipe does not name them, or they are not there yet.
+        UserError: the recipe does not set them, or they do not exist yet.
     """
     for name, folder in (("autoencoder", recipe.autoencoder), ("clip", recipe.clip)):
         if folder is None or not (resolve_path(folder) / "config.json").exists():
@@ -41,13 +41,13 @@ def parts_of(recipe: PretrainRecipe) -> tuple[Path, Path]:
 
 
 def tokenizer_of(recipe: PretrainRecipe, clip_folder: Path) -> CLIPTokenizer:
-    """The tokenizer of the pipeline that the run starts from, else that of the CLIP model: token numbers are part of weights."""
+    """Load the tokenizer of `start_from`, else of the CLIP model: weights depend on its token ids."""
     folder = clip_folder if recipe.start_from is None else resolve_path(recipe.start_from) / "tokenizer"
     return CLIPTokenizer.from_pretrained(folder)
 
 
 def text_tower(clip_folder: Path) -> CLIPTextModel:
-    """The text tower of a CLIP model as a network of its own, float32."""
+    """Return the text tower of a CLIP model as a separate network, float32."""
     clip: Any = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
     tower = CLIPTextModel(clip.config.text_config)
     own = {name.removeprefix("text_model."): name for name in tower.state_dict()}
@@ -57,10 +57,11 @@ def text_tower(clip_folder: Path) -> CLIPTextModel:
 
 
 class StableDiffusionStage(Stage):
-    """Squared error of the predicted noise at uniform timesteps, weighted like v-prediction's, with caption dropout.
+    """Denoising loss of eps at uniform timesteps with the weight of v-prediction, and caption dropout.
 
-    The plain error of eps hardly sees what is decided at high noise (background, layout): x0 counts there as much as the
-    signal-to-noise ratio. The weight 1 + 1/SNR undoes that; `max_weight` bounds it.
+    In the plain eps error, errors of x0 are weighted by the SNR, so background and layout, which are decided at high
+    noise, hardly count. ||v - v'||^2 = (1 + 1/SNR) ||eps - eps'||^2 = ||eps - eps'||^2 / alphas_cumprod gives them
+    more weight; `max_weight` bounds it.
     """
 
     def __init__(self, recipe: PretrainRecipe) -> None:
@@ -76,17 +77,16 @@ class StableDiffusionStage(Stage):
         self.weights = (1 / self.scheduler.alphas_cumprod).clamp(max=recipe.options.get("max_weight", 1.0))
 
     def load_pool(self) -> Pool:
-        """Latents and tokens of the training scenes."""
+        """Load latents and tokens of the training scenes."""
         return load_pool(
             EmojiWorld(), self.vae_folder, self.tokenizer, self.recipe.scenes, self.recipe.output_dir.parent
         )
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Predict the noise of a random batch."""
         size, generator = self.recipe.train.batch_size, step_generator(self.recipe.train.seed, step)
         latents, tokens = self.pool.batch(size, self.dropout, generator)
         noise = torch.randn(latents.shape, generator=generator)
-        # One timestep per stratum: the same law, less noise in the gradient.
+        # Stratified timesteps: still uniform, with less gradient variance.
         strata = (torch.arange(size) + torch.rand(size, generator=generator)) / size
         timesteps = (strata * self.scheduler.config.num_train_timesteps).long()
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
@@ -96,12 +96,11 @@ class StableDiffusionStage(Stage):
         return (self.weights[timesteps] * error).mean(), {"plain": error.mean()}
 
     def start_from(self, folder: Path) -> None:
-        """Take the weights of the UNet and of its text encoder."""
         load_weights(self.unet, folder / "unet" / "diffusion_pytorch_model.safetensors")
         load_weights(self.text_encoder, folder / "text_encoder" / "model.safetensors")
 
     def export(self, folder: Path) -> None:
-        """Write a stock StableDiffusionPipeline; sampled with DDIM unless another scheduler is set."""
+        """Save a stock StableDiffusionPipeline with DDIM as its scheduler."""
         vae = AutoencoderKL.from_pretrained(self.vae_folder, torch_dtype=torch.float16)
         config = {**self.scheduler.config, "timestep_spacing": "trailing", "set_alpha_to_one": False}
         scheduler: Any = DDIMScheduler.from_config(config)
@@ -116,6 +115,6 @@ class StableDiffusionStage(Stage):
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(folder)
-        # Halves on disk, full precision when loaded without a dtype, as diffusers loads its own networks.
+        # float16 on disk, but float32 when loaded without a dtype, like diffusers' own networks.
         edit_json(folder / "text_encoder" / "config.json", dtype="float32")
         self.networks.float()

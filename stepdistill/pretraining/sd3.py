@@ -1,4 +1,4 @@
-"""The embedded Stable Diffusion 3: a small MMDiT with flow matching, two CLIP text encoders trained along, no T5."""
+"""The embedded Stable Diffusion 3: a small MMDiT with flow matching, trained jointly with two CLIP text encoders."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from stepdistill.pretraining.recipe import PretrainRecipe
 from stepdistill.pretraining.sd import parts_of, tokenizer_of
 from stepdistill.pretraining.stage import Stage, edit_json, load_weights
 
-T5_TOKENS = 256
-"""How many zero tokens the stock pipeline appends for an absent T5, unless `max_sequence_length` says otherwise."""
+T5_TOKENS = 256  # zero tokens that the stock pipeline appends without T5: the default `max_sequence_length`
 
 
 class RepeatedLastToken(nn.Module):
-    """Joint attention in which the last text token counts as `copies` equal ones, per sample: exact, and as cheap as one.
+    """Joint attention in which the last text token stands for exp(log_copies) identical ones, per sample.
 
-    Equal tokens without positions stay equal through all blocks, so n of them are one whose logit as a key is log n higher.
+    Identical tokens without positional encoding stay identical in all blocks. As keys, n of them equal one whose
+    logit is raised by log n: n exp(l) = exp(l + log n). Hence this is exact.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,6 @@ class RepeatedLastToken(nn.Module):
     def forward(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor]:
-        """Attend over image and text tokens together."""
         part: Any = attn
         image, text = hidden_states, encoder_hidden_states
 
@@ -65,7 +64,7 @@ class RepeatedLastToken(nn.Module):
 
 
 def projected_tower(clip_folder: Path) -> CLIPTextModelWithProjection:
-    """The text tower and projection of a CLIP model as a network of its own, float32."""
+    """Return the text tower and projection of a CLIP model as a separate network, float32."""
     clip: Any = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
     config = clip.config.text_config
     config.projection_dim = clip.config.projection_dim
@@ -78,7 +77,7 @@ def projected_tower(clip_folder: Path) -> CLIPTextModelWithProjection:
 
 
 class StableDiffusion3Stage(Stage):
-    """Flow matching: mean squared error of the velocity at logit-normal times, with caption dropout for guidance."""
+    """Flow matching loss at logit-normal times (https://arxiv.org/abs/2403.03206, section 3.1), with caption dropout."""
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
@@ -103,7 +102,7 @@ class StableDiffusion3Stage(Stage):
         self.full_t5 = recipe.options.get("full_t5_probability", 0.5)
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Text tokens and pooled embeddings as the stock pipeline joins them, with one zero token for the absent T5."""
+        """Return text tokens and pooled embeddings like the stock pipeline, with one zero token for the missing T5."""
         encoders = (self.networks["text_encoder"], self.networks["text_encoder_2"])
         outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
         joined = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
@@ -111,7 +110,6 @@ class StableDiffusion3Stage(Stage):
         return F.pad(joined, (0, 0, 0, 1)), pooled
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Predict noise minus data at a random point between the two."""
         size, generator = self.recipe.train.batch_size, step_generator(self.recipe.train.seed, step)
         latents, tokens = self.pool.batch(size, self.dropout, generator)
         noise = torch.randn(latents.shape, generator=generator)
@@ -120,6 +118,7 @@ class StableDiffusion3Stage(Stage):
         context, pooled = self.encode(tokens)
         full = torch.rand(size, generator=generator) < self.full_t5
         self.processor.log_copies = full.float() * math.log(T5_TOKENS)
+        # x_t = (1 - t) x0 + t eps; the target is the velocity eps - x0.
         output = self.transformer(
             hidden_states=(1 - sigma) * latents + sigma * noise,
             timestep=time * self.scheduler.config.num_train_timesteps,
@@ -129,13 +128,11 @@ class StableDiffusion3Stage(Stage):
         return F.mse_loss(output, noise - latents), {}
 
     def start_from(self, folder: Path) -> None:
-        """Take the weights of the transformer and of both text encoders."""
         load_weights(self.transformer, folder / "transformer" / "diffusion_pytorch_model.safetensors")
         for name in ("text_encoder", "text_encoder_2"):
             load_weights(self.networks[name], folder / name / "model.safetensors")
 
     def export(self, folder: Path) -> None:
-        """Write a stock StableDiffusion3Pipeline."""
         self.transformer.set_attn_processor(JointAttnProcessor2_0())
         pipeline = StableDiffusion3Pipeline(
             transformer=self.transformer.half(),

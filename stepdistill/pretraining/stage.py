@@ -14,29 +14,31 @@ from stepdistill.errors import UserError
 
 
 class Stage(ABC):
-    """What is trained: its networks, its loss at a step, and the folder that it becomes."""
+    """A pretraining stage."""
 
     networks: nn.ModuleDict
 
     @abstractmethod
     def loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a step and what to log. All randomness is a function of the step."""
+        """Return the loss of a step and its logs; randomness must depend on the step alone."""
 
     @abstractmethod
     def start_from(self, folder: Path) -> None:
-        """Take the weights of an export as the first state."""
+        """Initialise from an export of the same stage."""
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Write the networks as diffusers or transformers would."""
+        """Save the networks in the format of diffusers or transformers."""
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Read a network's weights from a safetensors file, in the network's own precision."""
+    """Load a safetensors file into a network, in the network's dtype."""
     try:
         network.load_state_dict(load_file(file))
     except (OSError, RuntimeError) as error:
-        raise UserError(f"start_from: {file} does not hold this network's weights: {error}") from error
+        raise UserError(
+            f"start_from: {file} does not fit this network ({error}); use an export of the same stage"
+        ) from error
 
 
 def edit_json(file: Path, **entries: Any) -> None:

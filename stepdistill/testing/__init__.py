@@ -1,4 +1,4 @@
-"""Teachers known in closed form, toy students and tiny pipelines: for tests, notebooks and new methods."""
+"""Closed-form teachers, toy students and tiny pipelines for tests, notebooks and new methods."""
 
 from stepdistill.testing.learning import BulkStream, train_toy, turn_losses
 from stepdistill.testing.oracles import GaussianTeacher, MixtureTeacher

@@ -1,4 +1,4 @@
-"""A few hundred quick iterations of a method on a toy: does it learn?"""
+"""Train a method on a toy for a few hundred fast iterations, to see whether it learns."""
 
 from __future__ import annotations
 
@@ -18,17 +18,12 @@ from stepdistill.typing import Latents, Times
 
 @dataclass(frozen=True)
 class BulkStream(RandomStream):
-    """A random stream with one generator per draw instead of one per sample: quick for hundreds of samples.
-
-    Its numbers depend on how a batch is split, which a toy does not care for.
-    """
+    """A random stream with one generator per draw instead of per sample: fast, but dependent on batch splitting."""
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Latents:
-        """Standard normal numbers of shape (B, *shape), float32."""
         return torch.randn(len(self), *shape, generator=self._generator(purpose))
 
     def uniform(self, purpose: str) -> Times:
-        """One number in [0, 1) per sample, float32."""
         return torch.rand(len(self), generator=self._generator(purpose))
 
     def _generator(self, purpose: str) -> torch.Generator:
@@ -59,10 +54,13 @@ def train_toy(
     critic_learning_rate: float | None = None,
     seed: int = 0,
 ) -> Distiller:
-    """Run a method's turns with Adam and linear decay.
+    """Train a method with Adam and linear decay.
 
-    `cond` has one row, or one per sample of `latents`; every batch is a random part of them, and of `pairs` for methods
-    that need them. Critics have the student's learning rate unless they are given their own.
+    Args:
+        cond: one row, or one per sample of `latents`.
+        latents: real data, sampled at random.
+        pairs: teacher pairs, for methods that need them.
+        critic_learning_rate: default: the student's.
     """
     rates = {"student": learning_rate, "critic": critic_learning_rate or learning_rate}
     players = distiller.players()
@@ -71,9 +69,9 @@ def train_toy(
     for step in range(num_steps):
         rng = BulkStream(seed, step, tuple(range(batch_size)))
         rows = (rng.uniform("rows") * (len(cond) if latents is None else len(latents))).long()
-        told = cond.expand(batch_size) if len(cond) == 1 else cond[rows]
+        batch_cond = cond.expand(batch_size) if len(cond) == 1 else cond[rows]
         real = None if latents is None else latents[rows]
-        batch = Batch(told, uncond, rng, step, distiller.teacher.latent_shape(), real, told)
+        batch = Batch(batch_cond, uncond, rng, step, distiller.teacher.latent_shape(), real, batch_cond)
         if pairs is not None:
             rows = (rng.uniform("pairs") * len(pairs.noise)).long()
             batch.pairs = Pairs(pairs.noise[rows], pairs.x0[rows], pairs.cond[rows])

@@ -1,4 +1,4 @@
-"""Random weights that keep a network's activations of order one, so that two implementations of it can be compared."""
+"""Random weights that keep activations of order one, for comparing two implementations of a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 @torch.no_grad()
 def fill_at_random(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Set all weights and batch-norm statistics from a seed, whatever the network's own initialisation; returns the network."""
+    """Overwrite all weights and batch-norm statistics from a seed, in place; return the network."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in network.state_dict().items():
         if not tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""A CLIP under open_clip's names, written straight from its definition: what conversions are compared with."""
+"""A minimal CLIP with open_clip's parameter names: the reference for weight conversions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ END = VOCABULARY - 1
 
 
 def random_state(seed: int = 0) -> dict[str, Tensor]:
-    """A state dict with open_clip's names and shapes."""
+    """Return a random state dict with open_clip's names and shapes."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, around: float = 0.0) -> Tensor:
@@ -53,39 +53,28 @@ def random_state(seed: int = 0) -> dict[str, Tensor]:
 
 
 def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
-    """Layer normalisation by its name."""
+    """Apply the layer norm of this name."""
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
 
 
 def transformer(x: Tensor, state: dict[str, Tensor], prefix: str, *, quick: bool) -> Tensor:
-    """Pre-norm layers; the text tower (prefix '') looks back only."""
+    """Apply the pre-norm blocks; attention of the text tower (prefix '') is causal."""
     tower = "visual" if prefix else "text"
-    heads, n = HEADS[tower], x.shape[1]
     for i in range(LAYERS[tower]):
-        block = f"{prefix}transformer.resblocks.{i}"
-        qkv = F.linear(
-            norm(x, state, f"{block}.ln_1"),
-            state[f"{block}.attn.in_proj_weight"],
-            state[f"{block}.attn.in_proj_bias"],
-        )
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        if tower == "text":
-            logits = logits.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
-        mixed = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
-        x = x + F.linear(mixed, state[f"{block}.attn.out_proj.weight"], state[f"{block}.attn.out_proj.bias"])
-        inner = F.linear(
-            norm(x, state, f"{block}.ln_2"),
-            state[f"{block}.mlp.c_fc.weight"],
-            state[f"{block}.mlp.c_fc.bias"],
-        )
+        start = f"{prefix}transformer.resblocks.{i}."
+        block = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        qkv = F.linear(norm(x, block, "ln_1"), block["attn.in_proj_weight"], block["attn.in_proj_bias"])
+        q, k, v = (part.unflatten(-1, (HEADS[tower], -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=tower == "text").transpose(1, 2).flatten(2)
+        x = x + F.linear(mixed, block["attn.out_proj.weight"], block["attn.out_proj.bias"])
+        inner = F.linear(norm(x, block, "ln_2"), block["mlp.c_fc.weight"], block["mlp.c_fc.bias"])
         inner = inner * torch.sigmoid(1.702 * inner) if quick else F.gelu(inner)
-        x = x + F.linear(inner, state[f"{block}.mlp.c_proj.weight"], state[f"{block}.mlp.c_proj.bias"])
+        x = x + F.linear(inner, block["mlp.c_proj.weight"], block["mlp.c_proj.bias"])
     return x
 
 
 def encode_image(pixels: Tensor, state: dict[str, Tensor], *, quick: bool = False) -> Tensor:
-    """Embeddings (B, DIM), not normalised."""
+    """Return image embeddings (B, DIM), not normalised."""
     patches = F.conv2d(pixels, state["visual.conv1.weight"], stride=PATCH).flatten(2).transpose(1, 2)
     first = state["visual.class_embedding"].expand(len(pixels), 1, -1)
     x = torch.cat([first, patches], dim=1) + state["visual.positional_embedding"]
@@ -94,7 +83,7 @@ def encode_image(pixels: Tensor, state: dict[str, Tensor], *, quick: bool = Fals
 
 
 def encode_text(tokens: Tensor, state: dict[str, Tensor], *, quick: bool = False) -> Tensor:
-    """Embeddings (B, DIM) of tokens padded with zeros, taken at the highest token, which is the end."""
+    """Return text embeddings (B, DIM) at the end token, which has the highest id."""
     x = state["token_embedding.weight"][tokens] + state["positional_embedding"][: tokens.shape[1]]
     x = norm(transformer(x, state, "", quick=quick), state, "ln_final")
     return x[torch.arange(len(x)), tokens.argmax(-1)] @ state["text_projection"]

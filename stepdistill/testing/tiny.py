@@ -1,4 +1,4 @@
-"""Pipelines of the real diffusers classes with random weights: milliseconds per call, nothing downloaded."""
+"""Pipelines of the real diffusers classes with tiny random networks: milliseconds per call, no downloads."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LATENT_SIZE = 8
 
 
 def tiny_pipeline(family: TinyFamily, seed: int = 0) -> DiffusionPipeline:
-    """A pipeline of that family for 16 x 16 images; the same seed gives the same weights."""
+    """Return a pipeline of the family for 16 x 16 images, with weights from the seed."""
     if family not in get_args(TinyFamily):
-        raise ValueError(f"family is one of {get_args(TinyFamily)}, got {family!r}")
+        raise ValueError(f"family must be one of {get_args(TinyFamily)}, got {family!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if family == "sd3":
@@ -35,7 +35,7 @@ def tiny_pipeline(family: TinyFamily, seed: int = 0) -> DiffusionPipeline:
 
 
 def tiny_tokenizer(max_length: int = _TOKENS) -> Any:
-    """A CLIP tokenizer whose vocabulary is the printable ASCII characters."""
+    """Return a CLIP tokenizer with the printable ASCII characters as its vocabulary."""
     from transformers import CLIPTokenizer
 
     characters = [chr(code) for code in range(33, 127)]

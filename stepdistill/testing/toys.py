@@ -19,19 +19,20 @@ from stepdistill.typing import Latents, Times
 def gaussian_posterior(
     x_t: Latents, alpha: Times, sigma: Times, mean: Tensor, std: Tensor
 ) -> tuple[Latents, Latents]:
-    """(x0, eps) of Gaussian data at x_t, exact and free of divisions by alpha or sigma.
+    """Return (x0, eps) of Gaussian data N(mean, std^2) at x_t, without dividing by alpha or sigma.
 
     >>> half, zero, one = torch.tensor([0.5]), torch.zeros(1), torch.ones(1)
     >>> gaussian_posterior(torch.ones(1, 1), half, half, mean=zero, std=one)
     (tensor([[1.]]), tensor([[1.]]))
     """
     alpha, sigma = per_sample(alpha, x_t), per_sample(sigma, x_t)
+    # E[x0 | x_t] = m + alpha S^2 / V (x_t - alpha m),  E[eps | x_t] = sigma / V (x_t - alpha m),  V = Var x_t
     residual = (x_t - alpha * mean) / (alpha**2 * std**2 + sigma**2)
     return mean + alpha * std**2 * residual, sigma * residual
 
 
 class ToyDenoiser(Denoiser):
-    """What the toys share: a state of any shape and a teacher's prompts."""
+    """Base class of the toys: a state of any shape and the teacher's prompts."""
 
     def __init__(
         self, shape: Sequence[int], schedule: NoiseSchedule, prediction: Prediction, prompts: Prompts
@@ -44,20 +45,17 @@ class ToyDenoiser(Denoiser):
         self.is_trainable = True
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """The teacher's conditioning of these prompts."""
         return self.prompts.encode(prompts)
 
     def uncond(self, n: int) -> Conditioning:
-        """The teacher's conditioning of n empty prompts."""
         return self.prompts.encode([""] * n)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """The shape of one sample."""
         return self.shape
 
 
 class AffineDenoiser(ToyDenoiser):
-    """x0 = gain x_t + bias, elementwise, whatever t and the prompt: from pure noise, N(bias, gain^2)."""
+    """x0 = gain x_t + bias elementwise, independent of t and prompt; maps pure noise to N(bias, gain^2)."""
 
     def __init__(self, shape: Sequence[int], schedule: NoiseSchedule, *, prompts: Prompts) -> None:
         super().__init__(shape, schedule, "x0", prompts)
@@ -65,12 +63,11 @@ class AffineDenoiser(ToyDenoiser):
         self.bias = nn.Parameter(torch.zeros(self.shape))
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
-        """x0."""
         return self.gain * x_t + self.bias
 
 
 class GaussianDenoiser(ToyDenoiser):
-    """The exact denoiser of a Gaussian with learnt mean and log std: a fake score without model error."""
+    """The exact denoiser of a Gaussian with learnable mean and log std: a fake score without model error."""
 
     def __init__(
         self,
@@ -86,14 +83,13 @@ class GaussianDenoiser(ToyDenoiser):
         self.log_std = nn.Parameter(std.log().expand_as(mean).clone())
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
-        """The prediction of the current Gaussian."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         x0, eps = gaussian_posterior(x_t, alpha, sigma, self.mean, self.log_std.exp())
         return from_x0_eps(self.prediction, x0, eps, alpha, sigma)
 
 
 class MLP(nn.Module):
-    """SiLU layers on the flattened state, the time and an optional condition vector."""
+    """SiLU layers on the flattened state, the time and an optional conditioning vector."""
 
     def __init__(self, size: int, cond_dim: int, width: int, depth: int) -> None:
         super().__init__()
@@ -104,7 +100,7 @@ class MLP(nn.Module):
         self.outputs = nn.Sequential(nn.SiLU(), nn.Linear(width, size))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        """x: (B, D), t: (B,), cond: (B, C)."""
+        """Apply to x (B, D), t (B,) and cond (B, C)."""
         parts = [x, t[:, None], torch.sin(torch.pi * t)[:, None], torch.cos(torch.pi * t)[:, None]]
         hidden = self.inputs(torch.cat(parts if cond is None else [*parts, cond], dim=1))
         for layer in self.hidden:
@@ -113,10 +109,10 @@ class MLP(nn.Module):
 
 
 class MLPDenoiser(ToyDenoiser):
-    """A small network for data of a few dimensions, with a feature tap per hidden layer.
+    """A small network for low-dimensional data, with a feature tap per hidden layer.
 
-    Its input is scaled to unit variance for data of unit variance. `cond_dim` is the size of the
-    conditioning's one tensor; 0 ignores the prompt.
+    The input is scaled to unit variance for data of unit variance. `cond_dim` is the size of the conditioning's
+    only tensor; 0 ignores the prompt.
     """
 
     def __init__(
@@ -139,13 +135,12 @@ class MLPDenoiser(ToyDenoiser):
         self.feature_layers = tuple(f"hidden.{i}" for i in range(depth - 1))
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:
-        """The network's output."""
         norm = torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t))[:, None].to(x_t.dtype)
         vector = next(iter(cond.tensors.values())).flatten(1).to(x_t) if self.cond_dim else None
         return self.network(x_t.flatten(1) / norm, t.to(x_t.dtype), vector).view_as(x_t)
 
     def select(self, output: Tensor) -> Tensor:
-        """A hidden vector as one token: (B, 1, C)."""
+        """Return a hidden vector as a single token (B, 1, C)."""
         return output[:, None]
 
 
@@ -160,19 +155,14 @@ def fit(
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> Denoiser:
-    """Regress a toy network on the teacher's predictions at noised `data`, so that it starts as the teacher.
-
-    `cond` has one row per sample of `data`.
-    """
+    """Regress a toy network on the teacher's predictions at noised `data`; `cond` has one row per sample."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.trainable_parameters(), lr=learning_rate)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=num_steps)
     for _ in range(num_steps):
         rows = torch.randint(len(data), (batch_size,), generator=generator)
-        t, eps = (
-            torch.rand(batch_size, generator=generator),
-            torch.randn(data[rows].shape, generator=generator),
-        )
+        t = torch.rand(batch_size, generator=generator)
+        eps = torch.randn(data[rows].shape, generator=generator)
         x_t = teacher.schedule.add_noise(data[rows], eps, t)
         with torch.no_grad():
             exact = teacher(x_t, t, cond[rows])

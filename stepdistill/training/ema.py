@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
@@ -31,7 +32,7 @@ class EMA:
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         current = [parameter.detach().float() for parameter in self.parameters]
-        torch._foreach_lerp_(self.average, current, 1.0 - decay)
+        get_ema_multi_avg_fn(decay)(self.average, current, self.num_updates)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -39,18 +39,30 @@ def build_optimizer(
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
-    """What the learning rate is multiplied by at a step: linear warm-up, then the schedule of the recipe.
+    """Return the learning-rate multiplier of a step: linear warm-up, then the schedule of the recipe.
 
     >>> config = TrainConfig(lr_scheduler="linear", lr_warmup_steps=2, max_train_steps=4)
     >>> [rate_factor(step, config) for step in range(4)]
     [0.5, 1.0, 1.0, 0.5]
     """
+    decay = decay_factor(step, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps)
     if step < config.lr_warmup_steps:
-        return (step + 1) / config.lr_warmup_steps
-    if config.lr_scheduler == "constant":
+        return decay
+    return config.lr_final_factor + (1.0 - config.lr_final_factor) * decay
+
+
+def decay_factor(step: int, kind: str, warmup_steps: int, max_train_steps: int) -> float:
+    """Return the multiplier of a linear warm-up to 1 followed by a "constant", "linear" or "cosine" decay to 0.
+
+    The libraries' laws round or count differently: `diffusers.optimization.get_scheduler` warms up by
+    step / warmup_steps, from a first step at rate 0; torch's `CosineAnnealingLR` chains products step by step.
+
+    >>> [round(decay_factor(step, "cosine", 2, 10), 2) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if kind == "constant":
         return 1.0
-    done = (step - config.lr_warmup_steps) / max(config.max_train_steps - config.lr_warmup_steps, 1)
-    decay = (
-        1.0 - done if config.lr_scheduler == "linear" else 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
-    )
-    return config.lr_final_factor + (1.0 - config.lr_final_factor) * max(decay, 0.0)
+    done = (step - warmup_steps) / max(max_train_steps - warmup_steps, 1)
+    return max(1.0 - done if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0))), 0.0)

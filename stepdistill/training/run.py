@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stepdistill.data.source import TrainingData, prepare_data
-from stepdistill.data.trajectories import Watch, teacher_pairs
+from stepdistill.data.trajectories import Progress, teacher_pairs
 from stepdistill.denoisers import Denoiser, load_teacher
 from stepdistill.denoisers.pipeline import PipelineDenoiser
 from stepdistill.distillers.base import Distiller
@@ -80,7 +80,7 @@ def place_encoders(teacher: Denoiser, *, text: torch.device, images: torch.devic
         teacher.place_encoders(text=text, images=images)
 
 
-def build_data(recipe: Recipe, teacher: Denoiser, watch: Watch = iter) -> TrainingData:
+def build_data(recipe: Recipe, teacher: Denoiser, progress: Progress = iter) -> TrainingData:
     """The embedded prompts and images of a recipe, and the teacher's pairs where it asks for them."""
     data = recipe.data
     images = data.images
@@ -111,12 +111,12 @@ def build_data(recipe: Recipe, teacher: Denoiser, watch: Watch = iter) -> Traini
         data.pairs,
         seed=recipe.train.seed,
         cache_dir=data.cache_dir,
-        watch=watch,
+        progress=progress,
     )
     return replace(prepared, pairs=pairs)
 
 
-def precompute_pairs(recipe: Recipe, watch: Watch = iter) -> int:
+def precompute_pairs(recipe: Recipe, progress: Progress = iter) -> int:
     """Compute the pairs that a recipe's training will read, and return how many there are.
 
     What an earlier, stopped call has made is not made again. Before a run of several processes it saves each of them the work.
@@ -130,7 +130,7 @@ def precompute_pairs(recipe: Recipe, watch: Watch = iter) -> int:
         raise UserError("the recipe does not say where pairs are kept; set data.cache_dir")
     teacher, device = build_teacher(recipe), training_device(recipe.train)
     place_encoders(teacher, text=device, images=device)
-    pairs = build_data(recipe, teacher, watch).pairs
+    pairs = build_data(recipe, teacher, progress).pairs
     return 0 if pairs is None else len(pairs)
 
 

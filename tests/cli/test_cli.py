@@ -126,7 +126,7 @@ def test_empty_prompts_corrupt_parquet_and_unknown_family(
         '{"_class_name": "KandinskyPipeline", "_diffusers_version": "0.42.1"}'
     )
     for override, message in {
-        f"data.prompts={empty}": "holds no prompt",
+        f"data.prompts={empty}": "has no prompts",
         f"data.prompts={corrupt}": "not a readable parquet file",
         f"model.pretrained_model_name_or_path={odd}": "KandinskyPipeline are not supported",
     }.items():

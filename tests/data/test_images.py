@@ -32,7 +32,7 @@ def png(colour: str) -> bytes:
 
 @pytest.fixture(params=["folder", "parquet"])
 def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(images_module, "PART", 2)
+    monkeypatch.setattr(images_module, "CHUNK_SIZE", 2)
     if request.param == "parquet":
         table = {"image": [{"bytes": png(each)} for each in COLOURS], "caption": COLOURS, "more": COLOURS}
         pq.write_table(pa.table(table), tmp_path / "images.parquet")
@@ -52,19 +52,19 @@ def test_images_come_in_parts_and_in_order(source: str) -> None:
 
 
 def test_scenes_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images_module, "PART", 2)
+    monkeypatch.setattr(images_module, "CHUNK_SIZE", 2)
     parts = list(load_images("emoji", size=(64, 64), limit=3))
     assert [len(captions) for _, captions in parts] == [2, 1]
     assert parts[1][0].shape == (1, 3, 64, 64)
 
 
 def test_what_is_missing_is_said_before_anything_is_encoded(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="has no images"):
         load_images(str(tmp_path), size=(8, 8))
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(png("red"))
     (tmp_path / "0.txt").write_text("red")
-    with pytest.raises(UserError, match=r"1\.png' has no caption; write it into '1\.txt'"):
+    with pytest.raises(UserError, match=r"1\.png' has no caption; put it in '1\.txt'"):
         load_images(str(tmp_path), size=(8, 8))
     pq.write_table(pa.table({"picture": [png("red")], "caption": ["red"]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="needs rows with a column 'image'"):
@@ -80,13 +80,13 @@ def test_latents_do_not_depend_on_the_parts(source: str, monkeypatch: pytest.Mon
         monkeypatch.setattr(
             teacher.vae, name, lambda x, whole=whole, **options: sizes.append(len(x)) or whole(x, **options)
         )
-    monkeypatch.setattr(images_module, "PART", 64)
+    monkeypatch.setattr(images_module, "CHUNK_SIZE", 64)
     at_once = encode_images(teacher, source, None, 0)
     pictures = teacher.decode(at_once["latents"])
     assert sizes == [5, 5]
     sizes.clear()
-    monkeypatch.setattr(images_module, "PART", 3)
-    monkeypatch.setattr(pipeline_module, "PIXELS_AT_ONCE", 2 * 16 * 16)
+    monkeypatch.setattr(images_module, "CHUNK_SIZE", 3)
+    monkeypatch.setattr(pipeline_module, "VAE_BATCH_PIXELS", 2 * 16 * 16)
     in_parts = encode_images(teacher, source, None, 0)
     torch.testing.assert_close(teacher.decode(at_once["latents"]), pictures)
     assert sizes == [2, 1, 2, 2, 2, 1]

@@ -55,7 +55,7 @@ def test_pairs_end_where_the_exact_flow_ends() -> None:
     torch.testing.assert_close(guided.x0 - 0.5 * pairs.noise, towards.expand(4, 3), rtol=0, atol=0.05)
 
 
-def test_a_stopped_computation_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_computation_resumes(tmp_path: Path) -> None:
     whole = pairs_of(counted(), None)
     stopped = counted()
     stopped.limit = 2 * 5 + 7  # the first shard is two batches of five steps

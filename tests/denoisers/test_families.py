@@ -19,37 +19,37 @@ PROMPTS = ["a cat", "dog on blue"]
 
 
 @torch.no_grad()
-def test_shapes_and_estimates_agree(teacher, state):
-    x_t, t, cond = state
-    out = teacher(x_t, t, cond)
+def test_shapes_and_estimates_agree(frozen, frozen_state):
+    x_t, t, cond = frozen_state
+    out = frozen(x_t, t, cond)
     assert out.x0.shape == out.eps.shape == x_t.shape
-    alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (teacher.schedule.alpha, teacher.schedule.sigma))
+    alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (frozen.schedule.alpha, frozen.schedule.sigma))
     torch.testing.assert_close(alpha * out.x0 + sigma * out.eps, x_t, atol=1e-5, rtol=1e-5)
-    raw = teacher.forward_network(x_t, t, cond)
+    raw = frozen.forward_network(x_t, t, cond)
     again = from_x0_eps(
-        teacher.prediction, out.x0, out.eps, teacher.schedule.alpha(t), teacher.schedule.sigma(t)
+        frozen.prediction, out.x0, out.eps, frozen.schedule.alpha(t), frozen.schedule.sigma(t)
     )
     torch.testing.assert_close(again, raw, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_output_depends_on_prompt_and_time(teacher, state):
-    x_t, t, cond = state
-    out = teacher(x_t, t, cond).eps
-    assert not torch.allclose(out, teacher(x_t, t, teacher.uncond(3)).eps, atol=1e-4)
-    assert not torch.allclose(out, teacher(x_t, t * 0.9, cond).eps, atol=1e-4)
+def test_output_depends_on_prompt_and_time(frozen, frozen_state):
+    x_t, t, cond = frozen_state
+    out = frozen(x_t, t, cond).eps
+    assert not torch.allclose(out, frozen(x_t, t, frozen.uncond(3)).eps, atol=1e-4)
+    assert not torch.allclose(out, frozen(x_t, t * 0.9, cond).eps, atol=1e-4)
 
 
 @torch.no_grad()
-def test_guidance_is_one_batched_call(teacher, state):
-    x_t, t, cond = state
+def test_guidance_is_one_batched_call(frozen, frozen_state):
+    x_t, t, cond = frozen_state
     calls = []
-    handle = teacher.network.register_forward_hook(lambda *_: calls.append(1))
-    guided = teacher(x_t, t, cond, Guidance(3.0, teacher.uncond(1)))
+    handle = frozen.network.register_forward_hook(lambda *_: calls.append(1))
+    guided = frozen(x_t, t, cond, Guidance(3.0, frozen.uncond(1)))
     assert len(calls) == 1
-    off = teacher(x_t, t, cond, Guidance(1.0, teacher.uncond(1)))
+    off = frozen(x_t, t, cond, Guidance(1.0, frozen.uncond(1)))
     handle.remove()
-    plain, empty = teacher(x_t, t, cond), teacher(x_t, t, teacher.uncond(3))
+    plain, empty = frozen(x_t, t, cond), frozen(x_t, t, frozen.uncond(3))
     torch.testing.assert_close(guided.x0, guide(plain.x0, empty.x0, 3.0), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(guided.eps, guide(plain.eps, empty.eps, 3.0), atol=1e-5, rtol=1e-4)
     assert torch.equal(off.eps, plain.eps)
@@ -83,33 +83,33 @@ def test_uncond_is_the_pipelines_own():
 
 
 @torch.no_grad()
-def test_latents_and_images(teacher):
-    assert teacher.latent_shape() == (4, 8, 8)
-    assert teacher.latent_shape(32, 16) == (4, 16, 8)
+def test_latents_and_images(frozen):
+    assert frozen.latent_shape() == (4, 8, 8)
+    assert frozen.latent_shape(32, 16) == (4, 16, 8)
     images = torch.rand(2, 3, 16, 16)
-    latents = teacher.encode_images(images)
+    latents = frozen.encode_images(images)
     assert latents.shape == (2, 4, 8, 8)
-    assert torch.equal(latents, teacher.encode_images(images))
-    assert not torch.equal(latents, teacher.encode_images(images, torch.Generator().manual_seed(0)))
-    pipe = teacher.pipe
+    assert torch.equal(latents, frozen.encode_images(images))
+    assert not torch.equal(latents, frozen.encode_images(images, torch.Generator().manual_seed(0)))
+    pipe = frozen.pipe
     raw = latents / pipe.vae.config.scaling_factor + (pipe.vae.config.shift_factor or 0.0)
     expected = pipe.image_processor.postprocess(pipe.vae.decode(raw, return_dict=False)[0], output_type="pt")
-    torch.testing.assert_close(teacher.decode(latents), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frozen.decode(latents), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_features_are_image_activations(teacher, state):
-    x_t, t, cond = state
-    (feature,) = teacher.features(x_t, t, cond)
-    assert teacher.feature_channels() == [16]
-    # SD3: 8 x 8 latents in patches of 2. U-Net: one downsampling. The text has another length in both.
-    assert feature.shape == ((3, 16, 16) if teacher.prediction == "flow" else (3, 16, 4, 4))
-    last = teacher.network.proj_out if teacher.prediction == "flow" else teacher.network.conv_out
+def test_features_are_image_activations(family, frozen, frozen_state):
+    x_t, t, cond = frozen_state
+    (feature,) = frozen.features(x_t, t, cond)
+    assert feature.shape == (3, *family.feature)
     calls = []
+    last = frozen.network.get_submodule(family.last_layer)
     handle = last.register_forward_hook(lambda *_: calls.append(1))
-    teacher.features(x_t, t, cond)
+    frozen.features(x_t, t, cond)
+    assert not calls, "the network ran past the last tap"
+    frozen(x_t, t, cond)
+    assert calls
     handle.remove()
-    assert not calls, "the network ran on behind the last tap"
-    assert not teacher.network._forward_hooks
+    assert not frozen.network._forward_hooks
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_features_give_the_same_gradient_with_checkpointing(teacher, state):
     out.sum().backward()  # the interrupted pass has left no autograd context behind
 
 
-def test_unknown_feature_layer_is_refused(teacher, state):
+def test_unknown_feature_layer_is_refused(frozen, frozen_state):
     with pytest.raises(AttributeError, match="nowhere"):
-        teacher.features(*state, layers=["nowhere"])
+        frozen.features(*frozen_state, layers=["nowhere"])
 
 
 @torch.no_grad()
@@ -156,11 +156,11 @@ def test_half_precision_network(teacher):
     assert len(half.pipeline(sampler)(PROMPTS, **half.call_arguments(sampler)).images) == 2
 
 
-def test_the_pipeline_is_not_registered(teacher):
-    names = {name for name, _ in teacher.named_modules() if "." not in name and name}
+def test_the_pipeline_is_not_registered(frozen):
+    names = {name for name, _ in frozen.named_modules() if "." not in name and name}
     assert names == {"network"}
-    assert not any(p.requires_grad for p in teacher.parameters())
-    assert teacher.trainable_parameters() == []
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert frozen.trainable_parameters() == []
 
 
 def test_time_is_exact_on_the_training_grid():
@@ -173,11 +173,11 @@ def test_time_is_exact_on_the_training_grid():
     assert flow.model_time(torch.tensor([1.0, 0.5])).tolist() == [1000.0, 500.0]
 
 
-def test_one_row_of_conditioning_serves_the_batch(teacher, state):
-    x_t, t, cond = state
+def test_one_row_of_conditioning_serves_the_batch(frozen, frozen_state):
+    x_t, t, cond = frozen_state
     with torch.no_grad():
-        one = teacher(x_t, t, cond[:1])
-        three = teacher(x_t, t, Conditioning.cat([cond[:1]] * 3))
+        one = frozen(x_t, t, cond[:1])
+        three = frozen(x_t, t, Conditioning.cat([cond[:1]] * 3))
     assert torch.equal(one.x0, three.x0)
 
 

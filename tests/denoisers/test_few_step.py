@@ -36,6 +36,13 @@ def stock_noise(monkeypatch):
         monkeypatch.setattr(scheduler, "randn_tensor", lambda shape, **_: tape.normal("", shape[1:]))
 
 
+@pytest.fixture(scope="session", params=["shared", "full"])
+def student(request, name, trained):
+    """A trained student shared by all rollouts, which do not modify it."""
+    teacher = load_teacher(tiny_pipeline(name))
+    return trained(teacher.role("student", Roles(mode=request.param, rank=4)))
+
+
 def custom_times(teacher):
     """A grid no scheduler picks by itself; on the training grid for VP."""
     return (999 / 999, 700 / 999, 333 / 999) if isinstance(teacher.schedule, VPSchedule) else (1.0, 0.7, 0.2)
@@ -48,12 +55,10 @@ def late_times(teacher):
 
 @pytest.mark.parametrize("grid", [1, 2, 3, 4, custom_times, late_times])
 @pytest.mark.parametrize("kind", ["sde", "ode"])
-@pytest.mark.parametrize("mode", ["shared", "full"])
-def test_rollout_equals_the_stock_pipeline(teacher, trained, stock_noise, kind, grid, mode):
-    student = trained(teacher.role("student", Roles(mode=mode, rank=4)))
-    times = teacher.few_step_times(grid, kind) if isinstance(grid, int) else grid(teacher)
+def test_rollout_equals_the_stock_pipeline(student, stock_noise, kind, grid):
+    times = student.few_step_times(grid, kind) if isinstance(grid, int) else grid(student)
     sampler = StudentSampler(times, kind)
-    noise = torch.randn(2, *teacher.latent_shape(), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, *student.latent_shape(), generator=torch.Generator().manual_seed(0))
     ours = sample(student, sampler, noise, student.encode(PROMPTS), Tape())
     pipe, arguments = student.pipeline(sampler), student.call_arguments(sampler)
     assert json.loads(json.dumps(arguments)) == arguments

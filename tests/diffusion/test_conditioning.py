@@ -45,7 +45,7 @@ def test_expand_repeats_one_row_without_a_copy(cond):
 def test_cat_keeps_the_order_and_asks_for_the_same_names(cond):
     joined = Conditioning.cat([cond[1:], cond[:1]])
     assert joined["label"].tolist() == [8, 9, 7]
-    with pytest.raises(ValueError, match="different content"):
+    with pytest.raises(ValueError, match="different names"):
         Conditioning.cat([cond, Conditioning({"tokens": torch.zeros(1, 4)})])
 
 

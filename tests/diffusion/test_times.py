@@ -5,9 +5,7 @@ import torch
 from stepdistill.diffusion.schedules.families import FlowSchedule, schedule_from_scheduler
 from stepdistill.diffusion.times import (
     Grid,
-    LogitNormal,
     LogNormalSigma,
-    Segment,
     ShiftedUniform,
     Uniform,
     few_step_indices,
@@ -17,12 +15,10 @@ from stepdistill.diffusion.times import (
 VP = schedule_from_scheduler(diffusers.DDPMScheduler())
 LAWS = {
     "uniform": Uniform(0.02, 0.98),
-    "logit_normal": LogitNormal(-0.4, 1.0),
     "shifted": ShiftedUniform(shift=3.0),
     "log_normal_sigma": LogNormalSigma(-1.2, 1.2, FlowSchedule()),
     "log_normal_sigma_vp": LogNormalSigma(-1.2, 1.2, VP),
     "grid": Grid((0.25, 0.5, 0.75, 1.0)),
-    "segment": Segment(0.25, 0.75, LogitNormal()),
 }
 
 
@@ -37,13 +33,6 @@ def test_a_law_is_a_rising_map_into_the_unit_interval(law):
     assert t.max() <= 1
 
 
-def test_logit_normal_has_the_moments_of_its_logit():
-    u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
-    logit = torch.logit(LogitNormal(-0.4, 1.3)(u))
-    assert logit.mean().item() == pytest.approx(-0.4, abs=1e-4)
-    assert logit.std().item() == pytest.approx(1.3, abs=2e-3)
-
-
 @pytest.mark.parametrize("schedule", [FlowSchedule(), VP])
 def test_log_normal_sigma_has_the_moments_of_log_sigma(schedule):
     u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
@@ -56,12 +45,6 @@ def test_log_normal_sigma_has_the_moments_of_log_sigma(schedule):
 def test_grid_entries_are_equally_likely():
     t = Grid((1.0, 0.5, 0.25))(torch.arange(300) / 300)
     assert [(t == value).sum().item() for value in (1.0, 0.5, 0.25)] == [100, 100, 100]
-
-
-def test_segment_ends_may_differ_per_sample():
-    s = torch.tensor([0.2, 0.6])
-    t = Segment(s, 1.0)(torch.tensor([0.0, 0.5]))
-    torch.testing.assert_close(t, torch.tensor([0.2, 0.8]))
 
 
 def test_shift_is_what_the_flow_scheduler_does_and_shifts_compose():

@@ -171,11 +171,11 @@ def test_an_embedded_scale_is_zero_at_first_then_learns_and_reaches_the_stock_pi
         projection = student.network.time_embedding.cond_proj
         assert projection.weight.grad.abs().max() > 0
         torch.nn.init.normal_(projection.weight)
-        told = batch.cond.told("guidance_scale", torch.tensor([5.0, 5.0]))
+        told = batch.cond.with_guidance_scale(torch.tensor([5.0, 5.0]))
         assert torch.equal(student(x_t, t, batch.cond).eps, student(x_t, t, told).eps)
         prompts = ["a red fox", "two cats"]
         for scale in (5.0, 3.0):
-            told = student.encode(prompts).told("guidance_scale", torch.full((2,), scale))
+            told = student.encode(prompts).with_guidance_scale(torch.full((2,), scale))
             ours = student(x_t, t, told).x0
             call = {**student.call_arguments(distiller.sampler()), "guidance_scale": scale}
             pipe = distiller.pipeline()

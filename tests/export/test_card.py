@@ -7,7 +7,7 @@ import yaml
 from stepdistill.export.card import base_licence, card_blocks, code_block, render_card
 from stepdistill.export.contract import SamplerContract, Verification
 from stepdistill.export.exporter import gate_blocks
-from stepdistill.export.gate import with_places
+from stepdistill.export.gate import with_paths
 
 CHECK = Verification(max_difference=2e-7, mean_difference=1e-8, tolerance=1e-3, statistic="max", effect=0.5)
 
@@ -88,13 +88,13 @@ def test_the_gate_runs_the_blocks_of_the_card():
 
 def test_places_are_set_and_nothing_else():
     before = block(contract())
-    after = with_places(before, {"base": 'C:\\models\\"x"', "folder": "/elsewhere"})
+    after = with_paths(before, {"base": 'C:\\models\\"x"', "folder": "/elsewhere"})
     changed = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
     assert len(changed) == 2
     scope = {}
     exec("\n".join(b for _, b in changed), scope)
     assert scope["base"] == 'C:\\models\\"x"'
-    assert with_places(after, {"base": "me/base", "folder": "out"}) == before
+    assert with_paths(after, {"base": "me/base", "folder": "out"}) == before
 
 
 def test_what_was_verified_is_said_and_what_was_not():

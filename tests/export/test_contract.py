@@ -82,7 +82,7 @@ def test_apply_sampler_names_the_wrong_family():
 
 
 def test_a_folder_that_is_no_export(tmp_path):
-    with pytest.raises(UserError, match="is no export"):
+    with pytest.raises(UserError, match="is not an export"):
         read_contract(tmp_path)
     (tmp_path / CONTRACT_NAME).write_text("{}")
     with pytest.raises(UserError, match="export again"):

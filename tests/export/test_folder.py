@@ -37,7 +37,7 @@ def earlier_export(folder, *names):
 )
 def test_a_full_disk_costs_nothing(tmp_path, error):
     out = earlier_export(tmp_path / "out", "lora.safetensors")
-    with pytest.raises(UserError, match=r"cannot write the export .*out': No space left .*make room"):
+    with pytest.raises(UserError, match=r"cannot write the export .*out': No space left .*free some space"):
         write_then_raise(out, "half of it", error)
     assert (out / "lora.safetensors").read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -45,14 +45,14 @@ def test_a_full_disk_costs_nothing(tmp_path, error):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write the export .*choose a folder"):
+    with pytest.raises(UserError, match=r"cannot write the export .*choose a writable folder"):
         write_then_raise(tmp_path / "file" / "out", "", AssertionError("the block must not run"))
 
 
 def test_after_a_failed_gate_the_files_are_kept_aside(tmp_path):
     out = earlier_export(tmp_path / "out", "lora.safetensors")
     for attempt in ("first", "second"):
-        with pytest.raises(ExportError, match=r"differs; what was written is in '.*out\.failed'"):
+        with pytest.raises(ExportError, match=r"differs; the files are kept in '.*out\.failed'"):
             write_then_raise(out, attempt, ExportError("'lora.safetensors' differs"))
         assert (tmp_path / "out.failed" / "lora.safetensors").read_text() == attempt
     assert (out / "lora.safetensors").read_text() == "earlier"

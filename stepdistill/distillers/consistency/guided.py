@@ -24,7 +24,7 @@ def with_guidance_scale(student: Denoiser, cond: Conditioning, guidance: Guidanc
     """The student's conditioning, with the drawn scale if the student has an input for it."""
     if student.embedded_guidance is None or not isinstance(guidance.scale, Tensor):
         return cond
-    return cond.told("guidance_scale", guidance.scale)
+    return cond.with_guidance_scale(guidance.scale)
 
 
 def balanced(config: GuidedConfig, prediction: Latents, gain: Times) -> Latents:
