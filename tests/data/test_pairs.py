@@ -82,13 +82,3 @@ def test_noise_is_that_of_the_pairs_number_and_of_the_seed() -> None:
     expected = RandomStream(3, 0, tuple(range(6)), "cpu", "pairs").normal("noise", (1,))
     assert torch.equal(pairs.noise, expected)
     assert torch.equal(pairs_of(seed=3, num=6, shard_size=6, batch_size=6).noise, expected)
-
-
-def test_ends_are_kept_in_float32() -> None:
-    class Half(GaussianTeacher):
-        def forward(self, *args: Any, **options: Any) -> Any:
-            found = super().forward(*args, **options)
-            return type(found)(found.x0.bfloat16(), found.eps.bfloat16(), found.t)
-
-    pairs = pairs_of(teacher=Half(0.0, 0.5, named_means=MEANS))
-    assert pairs.x0.dtype == torch.float32

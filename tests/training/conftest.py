@@ -44,10 +44,10 @@ class Slopes(Distiller):
         return ("student", "critic")
 
     def networks(self) -> dict[str, nn.Module]:
-        return {**super().networks(), "critic": self.critic}
+        return {"student": self.student, "critic": self.critic}
 
     def players(self) -> dict[Turn, list[nn.Parameter]]:
-        return {**super().players(), "critic": list(self.critic.parameters())}
+        return {"student": self.student.trainable_parameters(), "critic": list(self.critic.parameters())}
 
     def weights(self, turn: Turn) -> Tensor:
         return torch.cat([parameter.flatten() for parameter in self.players()[turn]])
@@ -57,7 +57,7 @@ class Slopes(Distiller):
         self.student(batch.noise("start"), torch.ones(len(batch.cond)), batch.cond)
         return self._losses("student", batch)
 
-    def critic_step(self, batch: Batch) -> Losses:
+    def critic_step(self, batch: Batch, samples: object = None) -> Losses:
         return self._losses("critic", batch)
 
     def after_student_update(self, step: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from stepdistill.errors import UserError
 from stepdistill.training.checkpoint import latest_checkpoint
 from stepdistill.training.recipe import ValidationConfig
+from stepdistill.training.tracking import Tracker
 from stepdistill.training.trainer import Trainer
 
 NAN = float("nan")
@@ -92,3 +95,19 @@ def test_samples_of_all_micro_batches_are_trained_on(sloped: Build) -> None:
     trainer.fit()
     assert [len(noise) for noise in seen] == [2, 2, 2]
     assert len(torch.cat(seen).unique()) == 6
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_trains_on_its_own_share(sloped: Build, tmp_path: Path, rank: int) -> None:
+    trainer, distiller = sloped(train_batch_size=2, gradient_accumulation_steps=2)
+    trainer.accelerator = SimpleNamespace(  # type: ignore[assignment]
+        num_processes=2, process_index=rank, mixed_precision="no", autocast=nullcontext, is_main_process=True
+    )
+    (tmp_path / "run").mkdir()
+    trainer.tracker = Tracker(tmp_path / "run", [])
+    seen: list[torch.Tensor] = []
+    compute = distiller.student_step
+    distiller.student_step = lambda batch: seen.append(batch.noise("start")) or compute(batch)
+    trainer.run_step(3)
+    whole = trainer.data.batch(seed=0, step=3, indices=range(8), size=8).noise("start")
+    assert torch.equal(torch.cat(seen), whole[4 * rank : 4 * rank + 4])

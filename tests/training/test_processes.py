@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from stepdistill.training import parallel
-from stepdistill.training.parallel import any_process, is_distributed, share_of, sum_over_processes
+from stepdistill.training.parallel import (
+    any_process,
+    average_gradients,
+    is_distributed,
+    share_of,
+    sum_over_processes,
+)
 
 CPU = torch.device("cpu")
 
@@ -44,6 +50,15 @@ def test_sums_are_over_all_processes(with_peer: dict[str, float]) -> None:
     with_peer["value"] = 3.0
     assert is_distributed()
     assert sum_over_processes(torch.tensor([1.0, 2.0])).tolist() == [4.0, 5.0]
+
+
+def test_a_parameter_that_nobody_trained_does_not_shift_the_others(with_peer: dict[str, float]) -> None:
+    """The peer has no gradient at all: its part of each mean is zero."""
+    untrained, trained = (torch.nn.Parameter(torch.zeros(size)) for size in (3, 2))
+    trained.grad = torch.tensor([4.0, 6.0])
+    average_gradients([untrained, trained])
+    assert untrained.grad is None
+    assert trained.grad.tolist() == [2.0, 3.0]
 
 
 def test_one_process_reduces_nothing() -> None:

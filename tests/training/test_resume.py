@@ -77,6 +77,7 @@ def test_a_worse_score_after_a_resume_does_not_replace_the_best(sloped: Build, t
     assert best(run_dir) == ("step_2", 3.0, pytest.approx(0.8))
     assert scored(sloped, {5: 2.0, 6: 2.5}, 6).best_score == 2.0
     assert best(run_dir) == ("step_5", 2.0, pytest.approx(0.5))
+    assert [path.name for path in run_dir.glob("best/checkpoints/step_*")] == ["step_5"], "one is kept"
 
 
 def test_the_best_student_is_kept_as_its_average(sloped: Build, tmp_path: Path) -> None:
