@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import traceback
+from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +25,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("network"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def gate_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the code of model cards in this process: a fresh one takes ten seconds to import diffusers.
+
+    For tests of what comes before the reload gate. Those of the gate itself are in tests/export/test_export.py.
+    """
+    import torch
+
+    from stepdistill.export import gate, reload
+
+    def run(command: list[str], *, cwd: str, **_: Any) -> CompletedProcess[str]:
+        job, here = command[-1], Path.cwd()
+        os.chdir(cwd)
+        try:
+            with torch.random.fork_rng():
+                reload.main(job)
+        except Exception:
+            return CompletedProcess(command, 1, "", traceback.format_exc())
+        finally:
+            os.chdir(here)
+        return CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(gate, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(scope="session")

@@ -174,6 +174,7 @@ def test_the_memory_of_the_header_and_of_the_docs_is_what_plan_prints(path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("gate_in_this_process")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_and_exports_on_the_tiny_pipeline(
     path: Path, overrides: dict[str, list[str]]
@@ -196,6 +197,7 @@ def test_a_recipe_trains_and_exports_on_the_tiny_pipeline(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("gate_in_this_process")
 def test_pso_starts_from_the_exported_student_of_dmd2(
     overrides: dict[str, list[str]], tmp_path: Path
 ) -> None:

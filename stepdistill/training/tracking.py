@@ -53,7 +53,8 @@ class Tracker:
 
     def _add_per_time(self, name: str, value: PerTime) -> None:
         for lo, hi in pairwise(TIME_EDGES):
-            inside = ((value.t >= lo) & (value.t < hi)).float()
+            below = value.t <= hi if hi == TIME_EDGES[-1] else value.t < hi  # pure noise is at t = 1
+            inside = ((value.t >= lo) & below).float()
             self._add(f"{name}_t{lo:.1f}", (value.values.detach().float() * inside).sum(), inside.sum())
 
     def _add(self, name: str, value: Tensor, count: Tensor | float) -> None:

@@ -237,8 +237,9 @@ class Trainer:
             return
         self.best_score = score
         with self.student_average():
+            # The tensors are the parameters themselves: outside of the block they are no longer the average.
             tensors = {name: each.role_state_dict() for name, each in self.distiller.students().items()}
-        save_checkpoint(self.run_dir / "best", step, tensors, {"frechet_distance": score}, keep=1)
+            save_checkpoint(self.run_dir / "best", step, tensors, {"frechet_distance": score}, keep=1)
 
     def student_average(self) -> AbstractContextManager[None]:
         """Within the block the student holds its moving average."""

@@ -196,6 +196,7 @@ def test_a_run_from_recipe_to_export_and_again(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("gate_in_this_process")
 def test_a_student_starts_from_another_runs_average(recipe: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
     distill(load_recipe(recipe, [f"train.output_dir={first}"]))
@@ -239,6 +240,7 @@ def test_pairs_are_computed_once_and_read_by_the_run(
     assert "loss/regression" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_terminated_run_exits_with_130_and_a_checkpoint(recipe: Path) -> None:
     command = [sys.executable, "-m", "stepdistill", "distill", str(recipe), "train.max_train_steps=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

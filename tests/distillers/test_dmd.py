@@ -111,6 +111,7 @@ def trained(regression_weight: float) -> AffineDenoiser:
     return student
 
 
+@pytest.mark.slow
 def test_the_regression_decides_which_noise_becomes_which_image() -> None:
     pinned = trained(regression_weight=4.0)
     assert pinned.bias.mean().item() == pytest.approx(1.0, abs=0.03)

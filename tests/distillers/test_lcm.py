@@ -183,6 +183,7 @@ def test_an_embedded_scale_is_zero_at_first_then_learns_and_reaches_the_stock_pi
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(ours.detach().abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [1, 2])
 def test_a_toy_learns_the_quantile_map(segments: int) -> None:
     """Spec 4.2: the flow map of a 1-D mixture is the monotone map of quantiles; the teacher's one step is 1.27 off."""

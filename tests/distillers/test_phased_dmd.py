@@ -181,6 +181,7 @@ def test_times_keep_above_the_end_of_the_phase_and_weights_are_bounded(
     assert later.median() > learnt.median() + 0.05
 
 
+@pytest.mark.slow
 def test_two_experts_reach_the_teacher() -> None:
     """Each maps one law to the next; together they draw N(1, 0.25)."""
     teacher = GaussianTeacher(torch.full((16,), 1.0), 0.5)
@@ -230,8 +231,12 @@ def test_a_run_averages_keeps_and_restores_every_expert(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sd3"])
-def test_the_export_switches_experts_in_stock_diffusers(family: str, tmp_path: Path) -> None:
+def test_the_export_switches_experts_in_stock_diffusers(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """The reload gate compares a fresh process with the trainer; here also the package's own loader."""
+    if family == "sd3":  # a fresh process for one family is enough
+        request.getfixturevalue("gate_in_this_process")
     folder = tmp_path / "base"
     tiny_pipeline(family).save_pretrained(folder)
     distiller = sd.PhasedDMD(sd.load_teacher(folder), PhasedDMDConfig(num_steps=4), roles=sd.Roles(rank=2))

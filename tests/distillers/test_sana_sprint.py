@@ -150,6 +150,7 @@ def test_a_partial_choice_of_adversarial_options_keeps_the_methods_own() -> None
         sd.SANASprint(teacher, SANASprintConfig(gan={"features": "fake_score"}), roles=sd.Roles(rank=2))
 
 
+@pytest.mark.slow
 def test_a_toy_learns_with_its_critics() -> None:
     """A 2-D mixture: one step lands on the three modes; the untrained student's lands between them."""
     modes = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [0.0, 1.2]])

@@ -249,6 +249,7 @@ def test_warm_up_and_weights() -> None:
     assert w.grad.item() == pytest.approx(1 - 2.0)  # least where w = log E
 
 
+@pytest.mark.slow
 def test_a_toy_learns_the_quantile_map() -> None:
     """Spec 4.2: RMSE of the one-step map against the exact one; the teacher's own single step is 1.27 off."""
     teacher = MixtureTeacher([0.5, 0.5], [[-1.5], [1.0]], [0.3, 0.5], sd.TrigSchedule())

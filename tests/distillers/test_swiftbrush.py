@@ -116,6 +116,7 @@ def test_entropy_weight_shrinks_the_stationary_variance(entropy: float) -> None:
     assert pull(0.7 * stationary) < -1e-3
 
 
+@pytest.mark.slow
 def test_affine_student_reaches_the_teacher() -> None:
     teacher = GaussianTeacher(torch.full((16,), 1.0), 0.5)
     config = SwiftBrushConfig(guidance_scale=1.0, prompt_dropout=0.0, critic_space="v", student_every=4)

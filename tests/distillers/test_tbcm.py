@@ -164,6 +164,7 @@ def test_the_students_derivative_calms_down_late() -> None:
     assert weights == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.75])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "num_steps", "bound"), [("continuous", 300, 0.16), ("discrete", 500, 0.25)])
 def test_a_toy_learns_the_quantile_map_from_prompts_alone(form: str, num_steps: int, bound: float) -> None:
     """RMSE of one step against the exact flow map; the teacher's own single step is 1.27 off."""
