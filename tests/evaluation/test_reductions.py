@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stepdistill.metrics.kernels import kernel_distance_of_subsets
+from stepdistill.metrics.neighbours import precision_recall_density_coverage
 from torch import Tensor
 
 from stepdistill.evaluation import reductions
@@ -18,8 +20,6 @@ from stepdistill.evaluation.reductions import (
 )
 from stepdistill.evaluation.scoring import Columns
 from stepdistill.metrics.distances import kernel_distance
-from stepdistill.metrics.kernels import kernel_distance_of_subsets
-from stepdistill.metrics.neighbours import precision_recall_density_coverage
 
 
 class Reference:
