@@ -26,7 +26,7 @@ def measure(size: str, mode: str) -> dict[str, Any]:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     from stepdistill.denoisers import Denoiser, Roles
-    from stepdistill.denoisers.stable_diffusion import UNET_LORA_TARGETS
+    from stepdistill.denoisers.networks import UNET_LORA_TARGETS
     from stepdistill.diffusion.conditioning import Conditioning
     from stepdistill.diffusion.rng import RandomStream
     from stepdistill.diffusion.schedules.families import schedule_from_scheduler

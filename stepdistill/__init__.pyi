@@ -1,9 +1,11 @@
+__version__: str
+
 from . import evaluation as evaluation
 from . import metrics as metrics
 from . import testing as testing
 from .denoisers.base import Denoiser as Denoiser
+from .denoisers.config import Roles as Roles
 from .denoisers.loading import load_teacher as load_teacher
-from .denoisers.roles import Roles as Roles
 from .diffusion.conditioning import Conditioning as Conditioning
 from .diffusion.denoised import Denoised as Denoised
 from .diffusion.guidance import Guidance as Guidance

@@ -17,11 +17,11 @@ from typing import Any
 
 from rich.console import Console
 
-from stepdistill.errors import UserError
+from stepdistill.errors import RunInterruptedError, UserError
 from stepdistill.evaluation.embedded.measurements import Row
 from stepdistill.evaluation.pages.leaderboard import Entry, write_leaderboard
 from stepdistill.evaluation.pages.tables import RESULTS_NAME
-from stepdistill.training.interrupt import RunInterruptedError, termination_passed_on
+from stepdistill.training.interrupt import termination_passed_on
 from stepdistill.training.recipe import Recipe, load_recipe
 
 PACE_STEPS = 20

@@ -22,14 +22,13 @@ from stepdistill.bench import PACE_STEPS, QUICK, BenchBudget, run_bench
 from stepdistill.cli import main as cli
 from stepdistill.diffusion.guidance import Guidance
 from stepdistill.diffusion.schedules.families import FlowSchedule
-from stepdistill.errors import UserError
+from stepdistill.errors import RunInterruptedError, UserError
 from stepdistill.evaluation.embedded.measurements import Results, Row
 from stepdistill.evaluation.pages.leaderboard import Entry, lines, summary, write_leaderboard
 from stepdistill.evaluation.pages.tables import write_results
 from stepdistill.testing.prompts import ComponentPrompts
 from stepdistill.testing.toys import MLPDenoiser
 from stepdistill.training.cost import CostMeter
-from stepdistill.training.interrupt import RunInterruptedError
 
 RECIPE = "recipes/emoji_dmd2_demo.yaml"
 FLOOR = Row("floor", frechet_distance=1.5, n=64)

@@ -1,4 +1,7 @@
-"""The command line: parses, calls one function, and turns wrong input into one line and exit code 2."""
+"""The command line: parse, call one function, and turn wrong input into one line and exit code 2.
+
+Commands import what they need inside, so that `--help`, `--version`, `methods` and `plan` start without torch.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from stepdistill import __version__
 from stepdistill.cli import evaluate as evaluate_command
 from stepdistill.cli import tables
-from stepdistill.errors import UserError
+from stepdistill.errors import BoundBrokenError, ExportError, RunInterruptedError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,13 +29,31 @@ app = typer.Typer(
 console = Console()
 
 RecipeFile = Annotated[
-    str, typer.Argument(help="a recipe, such as recipes/emoji_dmd2_demo.yaml", metavar="RECIPE")
+    str, typer.Argument(help="recipe, e.g. recipes/emoji_dmd2_demo.yaml", metavar="RECIPE")
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="changes to it: train.max_train_steps=100 ...", metavar="[KEY=VALUE]..."),
+    typer.Argument(help="overrides: train.max_train_steps=100 ...", metavar="[KEY=VALUE]..."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output, nothing else")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        sys.stdout.write(f"stepdistill {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+root.__doc__ = app.info.help  # typer shows the callback's docstring in place of the program's help
 
 
 @app.command()
@@ -40,10 +61,10 @@ def distill(
     recipe: RecipeFile,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the resolved recipe and its memory, then stop")
+        bool, typer.Option("--dry-run", help="print the resolved recipe and its memory estimate, then exit")
     ] = False,
 ) -> None:
-    """Run a recipe: train, export, measure, report. The same command again goes on where it stopped.
+    """Run a recipe: train, export, evaluate, report. Run it again to resume.
 
     [dim]stepdistill distill recipes/emoji_dmd2_demo.yaml train.output_dir=runs/mine[/dim]
     """
@@ -54,21 +75,20 @@ def distill(
         from stepdistill.training.plan import memory_estimate
 
         sys.stdout.write(resolved.dump())
-        _print_plan(memory_estimate(resolved))
+        tables.print_plan(memory_estimate(resolved))
         return
     from stepdistill.training.run import distill as run_recipe
 
     run_dir = run_recipe(resolved)
-    made = [name for name in ("report.html", "results.json", "export") if (run_dir / name).exists()]
-    console.print("done: " + ", ".join(f"{run_dir}/{name}" for name in made), highlight=False, soft_wrap=True)
+    written = [name for name in ("report.html", "results.json", "export") if (run_dir / name).exists()]
+    console.print(
+        "done: " + ", ".join(f"{run_dir}/{name}" for name in written), highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
 def pairs(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Compute the teacher's images of given noises ahead of training, for recipes with data.pairs.
-
-    The same command again goes on where it stopped.
-    """
+    """Precompute the teacher's images of known noises for recipes with data.pairs. Run it again to resume."""
     from rich.progress import track
 
     from stepdistill.training.recipe import load_recipe
@@ -91,15 +111,15 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def sample(
-    source: Annotated[Path, typer.Argument(help="an export folder, or the run folder that holds one")],
-    prompt: Annotated[list[str], typer.Option(help="what to draw; may be given several times")],
-    out: Annotated[Path, typer.Option(help="where the PNG files go")] = Path("samples"),
-    seed: Annotated[int, typer.Option(help="of the first image; the next ones count up")] = 0,
+    source: Annotated[Path, typer.Argument(help="export folder, or run folder that contains one")],
+    prompt: Annotated[list[str], typer.Option(help="prompt; repeatable")],
+    out: Annotated[Path, typer.Option(help="folder for the PNG files")] = Path("samples"),
+    seed: Annotated[int, typer.Option(help="seed of the first image; later images count up")] = 0,
     base: Annotated[
-        str | None, typer.Option(help="the base model of a LoRA; default: what the export names")
+        str | None, typer.Option(help="base model of a LoRA; default: the one named in the export")
     ] = None,
 ) -> None:
-    """Draw prompts with an exported student in stock diffusers."""
+    """Generate images with an exported student in stock diffusers."""
     from stepdistill.export.use import load_export, sample_images
 
     pipe, call = load_export(source, base=base)
@@ -113,11 +133,11 @@ app.command()(tables.compare)
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="a run folder")],
+    run: Annotated[Path, typer.Argument(help="run folder")],
     overrides: Overrides = None,
-    which: Annotated[Literal["last", "best"], typer.Option(help="which of the run's students")] = "last",
+    which: Annotated[Literal["last", "best"], typer.Option(help="checkpoint to export")] = "last",
 ) -> None:
-    """Export a run's student again, through the reload gate; in other formats with export.formats=..."""
+    """Export a run's student again through the reload gate; choose formats with export.formats=..."""
     from stepdistill.data.prompts import load_prompts
     from stepdistill.training.run import export_student, restore
 
@@ -129,7 +149,7 @@ def export(
 
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Estimate the memory of a recipe from configurations alone; nothing is downloaded but those."""
+    """Estimate the memory of a recipe without reading weights."""
     from stepdistill.training.plan import memory_estimate
     from stepdistill.training.recipe import load_recipe
 
@@ -137,36 +157,34 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fals
     if as_json:
         _print_json(estimate)
     else:
-        _print_plan(estimate)
+        tables.print_plan(estimate)
 
 
 @app.command()
 def bench(
     recipes: Annotated[
         list[str] | None,
-        typer.Argument(help="recipes; default: all emoji recipes that ship", metavar="[RECIPE]..."),
+        typer.Argument(help="recipes; default: every emoji recipe that ships", metavar="[RECIPE]..."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="where runs and leaderboard go; rerunning goes on there")] = Path(
+    out: Annotated[Path, typer.Option(help="folder for runs and leaderboard; reuse it to resume")] = Path(
         "runs/bench"
     ),
     minutes: Annotated[
-        float | None, typer.Option(help="of training for each recipe; default: 20", min=0.05)
+        float | None, typer.Option(help="training time per recipe; default: 20", min=0.05)
     ] = None,
     n: Annotated[int | None, typer.Option(help="images per row; default: 2000", min=16)] = None,
-    seed: Annotated[int | None, typer.Option(help="of every run; default: 0")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of every run; default: 0")] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(help="recipes at once, each on its share of the cores; default: 1, quick 2", min=1),
+        typer.Option(
+            help="recipes run in parallel, each on its share of the cores; default: 1, quick 2", min=1
+        ),
     ] = None,
     quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="a few iterations each and few images, unless given: shows that it runs",
-        ),
+        bool, typer.Option("--quick", help="few iterations and images unless given: a smoke test")
     ] = False,
 ) -> None:
-    """Train recipes at one equal budget and compare what comes out: table, plot and page.
+    """Train recipes at one equal budget and compare the students: table, plot and page.
 
     [dim]stepdistill bench recipes/emoji_dmd2_demo.yaml recipes/emoji_lcm_4step.yaml --minutes 20[/dim]
     """
@@ -185,70 +203,51 @@ def bench(
 
 @app.command()
 def methods(as_json: AsJson = False) -> None:
-    """List the methods: paper, what they need, how far they are proved."""
+    """List the methods: purpose, requirements, cost and status."""
     from stepdistill.distillers.catalogue import method_table
 
     rows = method_table()
     if as_json:
         _print_json(rows)
-        return
-    tables.print_table(rows)
+    else:
+        tables.print_methods(rows)
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Show versions and devices, and warn of known traps."""
+    """Show versions and devices, and warn of known problems."""
     from stepdistill.doctor import diagnose
 
     findings = diagnose()
     if as_json:
         _print_json(findings)
-        return
-    for name, version in findings["packages"].items():
-        console.print(f"{name:18} {version or '-'}", highlight=False)
-    console.print(
-        f"{'cpu':18} {findings['cpu']['cores']} cores, {findings['cpu']['capability']}", highlight=False
-    )
-    for device in findings["devices"]:
-        console.print(f"{'device':18} {device['name']}, {device['memory_gib']} GiB", highlight=False)
-    for warning in findings["warnings"]:
-        console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
+    else:
+        tables.print_findings(findings)
 
 
 def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1) + "\n")
 
 
-def _print_plan(estimate: dict[str, Any]) -> None:
-    table = Table("part", "GiB", title=f"{estimate['model']}, roles {estimate['roles']}")
-    for name, gib in estimate["gib"].items():
-        table.add_row(name, f"{gib:.2f}")
-    table.add_row("total", f"{estimate['total_gib']:.2f}", style="bold")
-    console.print(table)
-    console.print(f"not included: {estimate['not_included']}", highlight=False)
-
-
 def main() -> None:
     """Entry point of the console script.
 
-    Exit codes: 0 done, 2 wrong input, 130 stopped by a signal with a checkpoint written, 1 a bug, an export that does not
-    reload, or a bound of --assert that does not hold.
+    Exit codes: 0 done; 2 wrong input; 130 stopped by a signal, with a checkpoint; 1 a bug, an export that does not reload, or
+    a broken bound of --assert.
     """
-    # Before their import: they warn of parts that nothing here uses.
+    # Set before their import: both warn about parts that are not used here.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    from stepdistill.evaluation.gates import BoundBrokenError
-    from stepdistill.export import ExportError
-    from stepdistill.training.interrupt import RunInterruptedError
-
     try:
         app()
     except UserError as error:
-        sys.stderr.write(f"stepdistill: {error}\n")
-        sys.exit(2)
+        _fail(error, 2)
     except (ExportError, BoundBrokenError) as error:
-        sys.stderr.write(f"stepdistill: {error}\n")
-        sys.exit(1)
+        _fail(error, 1)
     except RunInterruptedError as error:
-        sys.stderr.write(f"stepdistill: {error}\n")
-        sys.exit(130)
+        _fail(error, 130)
+
+
+def _fail(error: Exception, code: int) -> None:
+    sys.stderr.write(f"stepdistill: {error}\n")
+    sys.exit(code)

@@ -47,3 +47,47 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             *(f"{value:.4g}" if isinstance(value, float) else str(value or "-") for value in row.values())
         )
     console.print(table)
+
+
+def print_methods(rows: list[dict[str, Any]]) -> None:
+    """Print the list of methods, readable at 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column("method", no_wrap=True)
+    table.add_column("purpose", max_width=34)
+    table.add_column("needs", max_width=14)
+    table.add_column("steps", justify="right")
+    table.add_column("passes", justify="right")
+    table.add_column("status", no_wrap=True)
+    for row in rows:
+        needs = ", ".join(row["requires"])
+        table.add_row(
+            row["name"], row["summary"], needs, str(row["steps"]), f"{row['passes']:g}", row["status"]
+        )
+    console.print(table)
+    console.print(
+        "steps: default number of student steps. passes: network passes per sample and\n"
+        "iteration at the default options. verified: a recipe is measured. Papers: --json.",
+        highlight=False,
+    )
+
+
+def print_plan(estimate: dict[str, Any]) -> None:
+    """Print a memory estimate."""
+    table = Table("part", "GiB", title=f"{estimate['model']}, roles {estimate['roles']}")
+    for name, gib in estimate["gib"].items():
+        table.add_row(name, f"{gib:.2f}")
+    table.add_row("total", f"{estimate['total_gib']:.2f}", style="bold")
+    console.print(table)
+    console.print(f"not included: {estimate['not_included']}", highlight=False)
+
+
+def print_findings(findings: dict[str, Any]) -> None:
+    """Print what `stepdistill doctor` found."""
+    for name, version in findings["packages"].items():
+        console.print(f"{name:18} {version or '-'}", highlight=False)
+    cpu = findings["cpu"]
+    console.print(f"{'cpu':18} {cpu['cores']} cores, {cpu['capability']}", highlight=False)
+    for device in findings["devices"]:
+        console.print(f"{'device':18} {device['name']}, {device['memory_gib']} GiB", highlight=False)
+    for warning in findings["warnings"]:
+        console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from stepdistill.data.cache import cached, fingerprint
+from stepdistill.data.config import PairsConfig
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.diffusion.choices import Solver
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.guidance import Guidance
 from stepdistill.diffusion.rng import RandomStream
@@ -25,23 +24,6 @@ from stepdistill.diffusion.solver import teacher_trajectory
 from stepdistill.typing import Latents
 
 _VERSION = 1  # bump when equal keys would give different pairs
-
-
-class PairsConfig(BaseModel):
-    """Settings of the teacher pairs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num: int = Field(default=0, ge=0, description="number of pairs of noise and teacher image; 0: none")
-    steps: int = Field(
-        default=50, ge=1, description="solver steps per pair (heun: two network calls per step)"
-    )
-    guidance_scale: float = Field(default=4.0, ge=0.0, description="guidance scale of the ODE; 1.0 is off")
-    solver: Solver = Field(default="ddim", description="ddim, euler or heun")
-    batch_size: int = Field(default=64, ge=1, description="pairs per batch")
-    shard_size: int = Field(
-        default=256, ge=1, description="pairs per cache file; an interruption loses at most one"
-    )
 
 
 @dataclass(frozen=True)

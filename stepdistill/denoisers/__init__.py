@@ -1,10 +1,8 @@
-"""Denoisers: one file per family of diffusers pipelines, and `load_teacher`."""
+"""One file per family of diffusers pipelines, and the function that finds the right one.
 
-from __future__ import annotations
+The public names are listed in `__init__.pyi` and imported on first use, so that `denoisers.config` needs no torch.
+"""
 
-from stepdistill.denoisers.base import Denoiser
-from stepdistill.denoisers.loading import FAMILIES, load_teacher
-from stepdistill.denoisers.roles import Roles
-from stepdistill.diffusion.denoised import Denoised
+import lazy_loader
 
-__all__ = ["FAMILIES", "Denoised", "Denoiser", "Roles", "load_teacher"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

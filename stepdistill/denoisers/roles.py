@@ -10,44 +10,19 @@ import copy
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from stepdistill.denoisers.config import Roles
 from stepdistill.errors import UserError
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 HALF_PRECISIONS = (torch.float16, torch.bfloat16)
-
-
-class Roles(BaseModel):
-    """How to create a method's trainable networks from the teacher.
-
-    >>> Roles(rank=16).scaling_alpha
-    16.0
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Literal["shared", "full"] = Field(
-        default="shared", description="shared: LoRA adapters on one network; full: copies of the network"
-    )
-    rank: int = Field(default=64, ge=1, description="LoRA rank")
-    alpha: float | None = Field(default=None, gt=0, description="LoRA alpha; default: the rank, i.e. scale 1")
-    target_modules: list[str] | None = Field(
-        default=None, description="layers to adapt; default: the family's"
-    )
-    seed: int = Field(default=0, ge=0, description="seed of the LoRA initialisation")
-
-    @property
-    def scaling_alpha(self) -> float:
-        """Alpha, by default the rank."""
-        return float(self.rank) if self.alpha is None else self.alpha
 
 
 _adapted: WeakKeyDictionary[nn.Module, list[BaseTunerLayer]] = WeakKeyDictionary()

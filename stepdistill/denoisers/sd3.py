@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
+from stepdistill.denoisers.networks import NETWORKS
 from stepdistill.denoisers.pipeline import NO_ARGUMENTS, PipelineDenoiser, PromptArguments
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.typing import Latents, Times
@@ -15,14 +16,8 @@ from stepdistill.typing import Latents, Times
 class SD3Denoiser(PipelineDenoiser):
     """The transformer of a `StableDiffusion3Pipeline`; its timestep input is 1000 t."""
 
-    network_name = "transformer"
+    network_name, lora_targets = NETWORKS["StableDiffusion3Pipeline"]
     prediction = "flow"
-    lora_targets = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
-    )
     architectures = {4096: ("sd3", "stable-diffusion-3/lora")}
 
     def __init__(

@@ -8,17 +8,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
+from stepdistill.denoisers.networks import NETWORKS
 from stepdistill.denoisers.pipeline import NO_ARGUMENTS, PipelineDenoiser, PromptArguments
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.prediction import Prediction
 from stepdistill.errors import UserError
 from stepdistill.typing import Latents, Times
 
-# The target modules of LCM-LoRA and of DMD2's LoRA, so that ranks and scales are comparable.
-UNET_LORA_TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
-)
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 GUIDANCE_DIM = 256  # as in LCM's released networks
 
@@ -40,9 +36,8 @@ def guidance_embedding(scale: Tensor, size: int) -> Tensor:
 class StableDiffusionDenoiser(PipelineDenoiser):
     """The U-Net of a `StableDiffusionPipeline`; its timestep input is the (float) training index."""
 
-    network_name = "unet"
+    network_name, lora_targets = NETWORKS["StableDiffusionPipeline"]
     feature_layers = ("mid_block",)
-    lora_targets = UNET_LORA_TARGETS
     architectures = {
         768: ("sd_v1", "stable-diffusion-v1/lora"),
         1024: ("sd_v2", "stable-diffusion-v2-512/lora"),

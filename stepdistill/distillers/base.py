@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stepdistill.critics.reward import Reward
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.denoisers.roles import Roles
+from stepdistill.denoisers.config import Roles
 from stepdistill.diffusion.rng import RandomStream
 from stepdistill.diffusion.rollout import Samples
 from stepdistill.diffusion.sampler import SamplerKind, StudentSampler

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.denoisers.roles import Roles
+from stepdistill.denoisers.config import Roles
 
 
 def create_target(student: Denoiser, roles: Roles) -> Denoiser:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stepdistill.errors import UserError
+from stepdistill.errors import BoundBrokenError, UserError
 
 COMPARISONS = {
     "<=": operator.le,
@@ -18,10 +18,6 @@ COMPARISONS = {
     ">": operator.gt,
 }
 _SYNTAX = re.compile(r"\s*(?P<name>[\w.:/-]+?)\s*(?P<comparison><=|>=|==|!=|<|>)\s*(?P<bound>[^\s<>=!]+)\s*")
-
-
-class BoundBrokenError(Exception):
-    """A number does not keep its bound. The message is one line; the command line exits with 1."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stepdistill.errors import ExportError
 from stepdistill.export.contract import SamplerContract, apply_sampler, read_contract
 from stepdistill.export.exporter import DEFAULT_PROMPTS, Exporter, Format
-from stepdistill.export.gate import ExportError
 
 if TYPE_CHECKING:
     from stepdistill.distillers.base import Distiller

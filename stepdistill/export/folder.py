@@ -12,9 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from stepdistill.errors import UserError
+from stepdistill.errors import ExportError, UserError
 from stepdistill.export.contract import CONTRACT_NAME
-from stepdistill.export.gate import ExportError
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from stepdistill.diffusion.rollout import sample
 from stepdistill.diffusion.schedules.families import VPSchedule
+from stepdistill.errors import ExportError
 from stepdistill.export.card import card_blocks
 from stepdistill.export.contract import DIFFUSERS_NAME, SamplerContract, Verification
 from stepdistill.typing import Images, Latents
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
 FLOAT32_BOUND = (1 / 20, 5e-5, 1e-3)
 # Half precision and TF32 (relative precision 4e-3 and 5e-4): rounding differs at every step, so the mean is bounded.
 HALF_BOUND = (1 / 5, 1e-2, 5e-2)
-
-
-class ExportError(RuntimeError):
-    """The exported files do not reproduce the trainer's images when reloaded."""
 
 
 class PipelineNoise:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stepdistill.denoisers.base import Denoiser
-from stepdistill.denoisers.roles import Roles
+from stepdistill.denoisers.config import Roles
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.prediction import Prediction, from_x0_eps
 from stepdistill.diffusion.schedules.base import NoiseSchedule, per_sample

@@ -11,10 +11,6 @@ from types import FrameType, TracebackType
 import psutil
 
 
-class RunInterruptedError(Exception):
-    """A signal stopped the run after a checkpoint was written."""
-
-
 class InterruptGuard:
     """Within the block the first SIGINT or SIGTERM only sets `requested`; a second one acts as usual.
 

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stepdistill.assets import resolve_path
-from stepdistill.data.trajectories import PairsConfig
-from stepdistill.denoisers.roles import Roles
+from stepdistill.data.config import PairsConfig
+from stepdistill.denoisers.config import Roles
 from stepdistill.distillers.config import DistillerConfig
 from stepdistill.distillers.registry import ENTRIES, METHODS, options_of
 from stepdistill.errors import UserError

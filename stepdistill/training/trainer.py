@@ -16,7 +16,7 @@ from stepdistill.diffusion.rollout import Samples
 from stepdistill.distillers.base import Distiller
 from stepdistill.distillers.batch import Batch
 from stepdistill.distillers.turn import Turn
-from stepdistill.errors import UserError
+from stepdistill.errors import RunInterruptedError, UserError
 from stepdistill.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -27,7 +27,7 @@ from stepdistill.training.checkpoint import (
 from stepdistill.training.cost import CostMeter
 from stepdistill.training.device import build_accelerator
 from stepdistill.training.ema import EMA
-from stepdistill.training.interrupt import InterruptGuard, RunInterruptedError
+from stepdistill.training.interrupt import InterruptGuard
 from stepdistill.training.optim import build_optimizer, rate_factor
 from stepdistill.training.parallel import (
     any_process,

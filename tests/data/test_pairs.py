@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from stepdistill.data.trajectories import PairsConfig, TeacherPairs, teacher_pairs
+from stepdistill.data.config import PairsConfig
+from stepdistill.data.trajectories import TeacherPairs, teacher_pairs
 from stepdistill.diffusion.rng import RandomStream
 from stepdistill.diffusion.schedules.families import EDMSchedule
 from stepdistill.testing import GaussianTeacher

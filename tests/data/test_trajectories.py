@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import stepdistill as sd
-from stepdistill.data.trajectories import PairsConfig, TeacherPairs, teacher_pairs
+from stepdistill.data.config import PairsConfig
+from stepdistill.data.trajectories import TeacherPairs, teacher_pairs
 from stepdistill.denoisers.base import Denoiser
 from stepdistill.diffusion.denoised import Denoised
 from stepdistill.testing import GaussianTeacher, tiny_pipeline

@@ -8,10 +8,9 @@ import json
 import pytest
 from safetensors import SafetensorError
 
-from stepdistill.errors import UserError
+from stepdistill.errors import ExportError, UserError
 from stepdistill.export.contract import CONTRACT_NAME
 from stepdistill.export.folder import partial_folder
-from stepdistill.export.gate import ExportError
 
 
 def write_then_raise(out, text, error):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stepdistill.denoisers.roles import Roles
+from stepdistill.denoisers.config import Roles
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.guidance import Guidance
 from stepdistill.diffusion.schedules.families import (

@@ -16,10 +16,9 @@ import stepdistill as sd
 from stepdistill.diffusion.rollout import Samples
 from stepdistill.distillers.base import Batch, Losses
 from stepdistill.distillers.distribution.config import DMD2Config
-from stepdistill.errors import UserError
+from stepdistill.errors import RunInterruptedError, UserError
 from stepdistill.testing import tiny_pipeline
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from stepdistill.training.interrupt import RunInterruptedError
 from stepdistill.training.recipe import TrainConfig
 from stepdistill.training.trainer import Trainer
 

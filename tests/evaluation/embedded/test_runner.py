@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from stepdistill.denoisers import load_teacher
+from stepdistill.denoisers.config import Roles
 from stepdistill.denoisers.pipeline import PipelineDenoiser
-from stepdistill.denoisers.roles import Roles
 from stepdistill.diffusion.sampler import StudentSampler
 from stepdistill.evaluation.embedded.measurements import Measurements, Row, caption_scores
 from stepdistill.evaluation.embedded.runner import Draws, RunOptions, evaluate, measure_generation
