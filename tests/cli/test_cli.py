@@ -128,7 +128,7 @@ def test_empty_prompts_corrupt_parquet_and_unknown_family(
     for override, message in {
         f"data.prompts={empty}": "has no prompts",
         f"data.prompts={corrupt}": "not a readable parquet file",
-        f"model.pretrained_model_name_or_path={odd}": "KandinskyPipeline are not supported",
+        f"model.pretrained_model_name_or_path={odd}": "KandinskyPipeline is not supported",
     }.items():
         code, _, err = run(capsys, "distill", str(recipe), override)
         assert code == 2

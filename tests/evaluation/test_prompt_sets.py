@@ -55,5 +55,5 @@ def test_only_a_benchmarks_folder_names_the_style(tmp_path: Path) -> None:
 
 
 def test_the_digest_knows_where_a_prompt_ends() -> None:
-    digests = {PromptSet.of(prompts).digest for prompts in (["a\n1:b"], ["a", "b"], ["b", "a"], ["a"])}
+    digests = {PromptSet.of(prompts).digest for prompts in (["a\nb"], ["a", "b"], ["b", "a"], ["a"])}
     assert len(digests) == 4
