@@ -140,7 +140,7 @@ def test_a_prediction_type_that_a_method_cannot_use(monkeypatch: pytest.MonkeyPa
     from stepdistill.distillers.config import Requirements
 
     monkeypatch.setattr(sd.DMD2, "requires", Requirements(critic=True, predictions=("flow",)))
-    with pytest.raises(sd.UserError, match="cannot use a teacher that predicts 'eps'"):
+    with pytest.raises(sd.UserError, match="does not support a teacher that predicts 'eps'"):
         sd.DMD2(sd.load_teacher(teacher))
 
 
@@ -168,7 +168,7 @@ def test_json_commands_print_one_document(capsys: pytest.CaptureFixture[str], re
     code, out, _ = run(capsys, "methods", "--json")
     rows = json.loads(out)
     assert code == 0
-    assert {"name", "class", "paper", "family", "requires", "status", "lines"} == set(rows[0])
+    assert {"name", "class", "paper", "family", "requires", "status", "summary", "steps", "passes"} == set(rows[0])
     assert json.loads(run(capsys, "doctor", "--json")[1])["packages"]["torch"]
     estimate = json.loads(run(capsys, "plan", str(recipe), "--json")[1])
     assert estimate["parameters"]["trained_per_player"] > 0
