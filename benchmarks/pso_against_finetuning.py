@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,11 @@ from stepdistill.diffusion.prediction import conditional_target
 from stepdistill.diffusion.rollout import sample
 from stepdistill.distillers.config import Requirements
 from stepdistill.distillers.preference.config import PSOConfig
-from stepdistill.evaluation.embedded.emoji import load_evaluator
-from stepdistill.evaluation.embedded.evaluator import Evaluator, measured_in_batches
-from stepdistill.evaluation.embedded.measurements import caption_scores
 from stepdistill.evaluation.pages.pictures import grid
-from stepdistill.evaluation.protocols import EMOJI
+from stepdistill.evaluation.prompt_sets import load_prompt_set
+from stepdistill.evaluation.protocols import protocol_named
 from stepdistill.losses.score import denoising_error
-from stepdistill.metrics.distances import frechet_distance_of_features
+from stepdistill.training.evaluation import PictureScorer
 
 REWARD = "emoji_clip"
 BATCH = 64
@@ -113,14 +112,12 @@ def draw(distiller: sd.PSO, network: sd.Denoiser, captions: Sequence[str]) -> to
     return torch.cat(parts)
 
 
-def measure(images: torch.Tensor, evaluator: Evaluator) -> dict[str, float]:
+def measure(images: torch.Tensor, scorer: PictureScorer, captions: Sequence[str]) -> dict[str, float]:
     """The columns of the table."""
-    prompts = evaluator.prompts
-    measured = measured_in_batches(evaluator, images, prompts.captions)
-    scores = caption_scores(measured, prompts.answers, evaluator.judge.background_colours)
+    scores = scorer(images, captions)
     return {
         "reward": scores["clip_score"] / 100,
-        "Frechet distance": frechet_distance_of_features(measured.features, evaluator.reference.features),
+        "Frechet distance": scores["frechet_distance"],
         "prompt accuracy": scores["prompt_accuracy"],
         "sharpness": sharpness(images),
     }
@@ -157,8 +154,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, measure, print."""
     args = arguments()
-    evaluator = load_evaluator(EMOJI.with_images(args.captions), with_floor=False)
-    captions = evaluator.prompts.captions
+    protocol = replace(protocol_named("emoji"), num_prompts=args.captions)
+    scorer, captions = PictureScorer(protocol), load_prompt_set(protocol).prompts
     rows: dict[str, dict[str, float]] = {}
     pictures: dict[str, torch.Tensor] = {}
     for name, (kind, config) in methods(args).items():
@@ -169,7 +166,7 @@ def main() -> None:
             pictures["the student itself"] = draw(distiller, distiller.teacher, captions)
         pictures[name] = draw(distiller, distiller.student, captions)
         for row, images in pictures.items():
-            rows.setdefault(row, measure(images, evaluator))
+            rows.setdefault(row, measure(images, scorer, captions))
     titles = list(next(iter(rows.values())))
     print("| | " + " | ".join(titles) + " |\n|---|" + "---|" * len(titles))
     for name, values in rows.items():

@@ -1,4 +1,4 @@
-"""The method benchmark: recipes at one equal budget and seed, and the leaderboard of what came out."""
+"""The method benchmark: train recipes at one budget and seed, and write a leaderboard."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ from typing import Any
 from rich.console import Console
 
 from stepdistill.errors import RunInterruptedError, UserError
-from stepdistill.evaluation.embedded.measurements import Row
+from stepdistill.evaluation.document import RESULTS_NAME, ResultRow
 from stepdistill.evaluation.pages.leaderboard import Entry, write_leaderboard
-from stepdistill.evaluation.pages.tables import RESULTS_NAME
 from stepdistill.training.interrupt import termination_passed_on
 from stepdistill.training.recipe import Recipe, load_recipe
 
 PACE_STEPS = 20
-"""Iterations after which the pace of a recipe is known."""
+"""Iterations of the trial run that measures a recipe's pace."""
 PACE_NAME = "pace.json"
 OUTPUT_NAME = "output.log"
-"""What a run printed, where several run at once."""
+"""Output of a run when several run at once."""
 STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
-"""Exit codes of a run that was asked to stop: by itself while it trained, by the signal while it loaded or measured."""
+"""Exit codes of an interrupted run: 130 while it trains, the signal's while it loads or evaluates."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class BenchBudget:
-    """What every recipe gets.
+    """The budget of every recipe.
 
     Attributes:
-        minutes: of training; drawing and measuring come on top.
-        num_images: per row of the leaderboard.
+        minutes: of training, evaluation not included.
+        num_images: pictures per row of the leaderboard.
         seed: of all runs.
-        iterations: of training, instead of minutes.
-        num_samples: prompts, images and teacher pairs that are prepared for training at most.
-        own_steps_only: measure each student at its recipe's `method.num_steps` alone, not at `validation.evaluated_steps`.
-        with_coverage: measure coverage too, which takes 512 more pictures a row.
-        jobs: recipes that run at once, each on its share of the processor cores.
+        iterations: of training, in place of minutes.
+        num_samples: upper limit of prompts, images and teacher pairs prepared for training.
+        own_steps_only: evaluate each student at `method.num_steps` alone, not at `validation.evaluated_steps`.
+        with_coverage: measure coverage, with 512 more pictures per row.
+        jobs: recipes that run at once, sharing the processor cores.
     """
 
     minutes: float = 20.0
@@ -68,11 +67,11 @@ class BenchBudget:
 QUICK = BenchBudget(
     num_images=64, iterations=8, num_samples=256, own_steps_only=True, with_coverage=False, jobs=2
 )
-"""Enough to see that everything runs, not to judge a method."""
+"""Checks that everything runs; too small to judge a method."""
 
 
 def budget_with(base: BenchBudget, **given: float | None) -> BenchBudget:
-    """The budget with the values that were given in place of its own; None is not given.
+    """The budget with the given values in place of its own; None keeps its own.
 
     >>> str(budget_with(QUICK, minutes=None, seed=3)), str(budget_with(QUICK, minutes=2.0))
     ('8 iterations of training, seed 3, 2 at once', '2 minutes of training, seed 0, 2 at once')
@@ -83,26 +82,28 @@ def budget_with(base: BenchBudget, **given: float | None) -> BenchBudget:
 
 
 def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[str]:
-    """Run what is not there yet, then write the leaderboard; returns the names of the runs that failed.
+    """Run the recipes without results, then write the leaderboard; returns the names of failed runs.
 
-    Each recipe is a process of its own, so that its peak memory is its own; rerunning goes on where the last attempt
-    stopped, in the middle of a run too. Embeddings and latents are made once for all of them.
+    Each recipe runs in its own process, which gives it a peak memory of its own. Another call resumes, in the middle of a run
+    too. The recipes share one cache of embeddings and latents.
 
     Raises:
         UserError: a recipe cannot be read, or two have the same name.
-        RunInterruptedError: a signal came; the leaderboard shows what was finished by then.
+        RunInterruptedError: a signal arrived; the leaderboard shows the runs finished by then.
     """
     resolved = {Path(recipe).stem: load_recipe(recipe) for recipe in recipes}
     if len(resolved) < len(recipes):
-        raise UserError("two of the recipes have the same file name; rename one, as it names the run")
+        raise UserError("two recipes have the same file name, which names the run; rename one")
     for name in resolved:
-        read_pace(out / name, budget)  # a run of another budget is refused before anything starts
+        read_pace(out / name, budget)  # reject runs of another budget before anything starts
     try:
         succeeded = run_all(resolved, recipes, out, budget)
     except RunInterruptedError:
         finished = {name: recipe for name, recipe in resolved.items() if (out / name / RESULTS_NAME).exists()}
         if finished:
-            write_entries(finished, out, title=f"{budget}, stopped after {len(finished)} of {len(resolved)}")
+            write_entries(
+                finished, out, title=f"{budget}, interrupted after {len(finished)} of {len(resolved)}"
+            )
         raise
     failed = [name for name, went_well in zip(resolved, succeeded, strict=True) if not went_well]
     write_entries({n: recipe for n, recipe in resolved.items() if n not in failed}, out, title=str(budget))
@@ -110,7 +111,7 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
 
 
 def write_entries(finished: Mapping[str, Recipe], out: Path, *, title: str) -> None:
-    """The leaderboard of these runs."""
+    """Write the leaderboard of these runs."""
     entries = [read_entry(name, recipe, out / name) for name, recipe in finished.items()]
     write_leaderboard(entries, out, title=title)
 
@@ -118,10 +119,10 @@ def write_entries(finished: Mapping[str, Recipe], out: Path, *, title: str) -> N
 def run_all(
     resolved: Mapping[str, Recipe], recipes: Sequence[str], out: Path, budget: BenchBudget
 ) -> list[bool]:
-    """Run the recipes, `budget.jobs` at a time; whether each went well.
+    """Run the recipes, `budget.jobs` at a time; returns whether each succeeded.
 
     Raises:
-        RunInterruptedError: a signal came; the runs that were under way have written their checkpoints.
+        RunInterruptedError: a signal arrived; the runs in progress have written their checkpoints.
     """
 
     stopped = Event()
@@ -135,19 +136,19 @@ def run_all(
             stopped.set()
             raise
 
-    # In threads even where there is one: a signal reaches the runs themselves, and they are waited for.
+    # Threads even for one job: a signal reaches the runs themselves, and this process waits for them.
     pool = ThreadPoolExecutor(budget.jobs)
     try:
         with termination_passed_on():
             return list(pool.map(run, resolved, recipes))
     except KeyboardInterrupt as interrupt:
-        raise RunInterruptedError(f"{out} was stopped; the same command goes on there") from interrupt
+        raise RunInterruptedError(f"{out} was interrupted; the same command resumes there") from interrupt
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def run_one(recipe: str, resolved: Recipe, run_dir: Path, budget: BenchBudget) -> bool:
-    """Run a recipe within the budget unless its results are there; whether it went well."""
+    """Run a recipe within the budget unless it has results; returns whether it succeeded."""
     if (run_dir / RESULTS_NAME).exists():
         return True
     shared = shared_overrides(resolved, budget, run_dir.parent)
@@ -158,7 +159,7 @@ def run_one(recipe: str, resolved: Recipe, run_dir: Path, budget: BenchBudget) -
 
 
 def steps_within(recipe: str, budget: BenchBudget, run_dir: Path, shared: Sequence[str]) -> int | None:
-    """The iterations that fit the budget, found by a short run once and kept in `pace.json`; None where that run fails."""
+    """Iterations within the budget, from a short trial run recorded in `pace.json`; None if that run fails."""
     file = run_dir / PACE_NAME
     if not file.exists() and budget.iterations is not None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -181,10 +182,10 @@ def steps_within(recipe: str, budget: BenchBudget, run_dir: Path, shared: Sequen
 
 
 def read_pace(run_dir: Path, budget: BenchBudget) -> dict[str, Any]:
-    """What is known of a recipe's pace; empty where it has not run yet.
+    """Read a recipe's pace; empty if it has not run yet.
 
     Raises:
-        UserError: the run was begun with another budget.
+        UserError: the run was started with another budget.
     """
     file = run_dir / PACE_NAME
     if not file.exists():
@@ -193,14 +194,14 @@ def read_pace(run_dir: Path, budget: BenchBudget) -> dict[str, Any]:
     begun = BenchBudget(*(pace.get(field.name, field.default) for field in fields(BenchBudget)))
     if begun != budget:
         raise UserError(
-            f"{run_dir} was begun with {begun} and {begun.num_images} images; give the same --minutes, --quick, --n, --seed "
+            f"{run_dir} was started with {begun} and {begun.num_images} images; give the same --minutes, --quick, --n, --seed "
             "and --jobs, or another --out"
         )
     return pace
 
 
 def shared_overrides(recipe: Recipe, budget: BenchBudget, out: Path) -> list[str]:
-    """What the trial run and the run itself have in common: one cache for all recipes, and the budget's bound on data."""
+    """Overrides of the trial run and the run itself: one cache for all recipes, and the budget's limit on data."""
     overrides = [] if recipe.data.cache_dir else [f"data.cache_dir={out / 'cache'}"]
     if budget.num_samples is None:
         return overrides
@@ -210,7 +211,7 @@ def shared_overrides(recipe: Recipe, budget: BenchBudget, out: Path) -> list[str
 
 
 def final_overrides(budget: BenchBudget, steps: int) -> list[str]:
-    """What the benchmark sets in every recipe."""
+    """Overrides of every recipe."""
     fewer = ["validation.evaluated_steps=[]"] if budget.own_steps_only else []
     if not budget.with_coverage:
         fewer.append("validation.with_coverage=false")
@@ -221,12 +222,12 @@ def final_overrides(budget: BenchBudget, steps: int) -> list[str]:
 
 
 def start_run(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int) -> bool:
-    """`stepdistill distill` as a process; whether it went well.
+    """Run `stepdistill distill` as a process; returns whether it succeeded.
 
-    One of several jobs gets its share of the cores, and what it prints goes into `output.log`.
+    One of several jobs gets its share of the cores, and prints to `output.log`.
 
     Raises:
-        RunInterruptedError: the run was stopped by a signal; its checkpoint is written.
+        RunInterruptedError: a signal stopped the run; its checkpoint is written.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     command = [
@@ -243,28 +244,28 @@ def start_run(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int
     else:
         code = run_beside(command, run_dir / OUTPUT_NAME, num_threads=max((os.cpu_count() or 1) // jobs, 1))
     if code in STOPPED:
-        raise RunInterruptedError(f"{run_dir} was stopped; the same command goes on there")
+        raise RunInterruptedError(f"{run_dir} was interrupted; the same command resumes there")
     return code == 0
 
 
 def run_beside(command: Sequence[str], output: Path, *, num_threads: int) -> int:
-    """Run one of several processes at once, its output in a file; returns its exit code."""
+    """Run a command with its output in a file; returns its exit code."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
     begun = time.monotonic()
-    console.print(f"{output.parent}: begun")
+    console.print(f"{output.parent}: started")
     with output.open("w", encoding="utf-8") as stream:
         code = subprocess.run(
             command, check=False, env=environment, stdout=stream, stderr=subprocess.STDOUT
         ).returncode
     took = f"after {time.monotonic() - begun:.0f} s"
-    endings = {0: f"done {took}", **dict.fromkeys(STOPPED, f"stopped {took}")}
+    endings = {0: f"done {took}", **dict.fromkeys(STOPPED, f"interrupted {took}")}
     console.print(f"{output.parent}: {endings.get(code, f'failed {took}, see {output}')}")
     return code
 
 
 def read_entry(name: str, recipe: Recipe, run_dir: Path) -> Entry:
-    """The leaderboard's view of a finished run."""
-    rows = [Row.read(record) for record in _json(run_dir / RESULTS_NAME)["rows"]]
+    """Read a finished run."""
+    rows = [ResultRow.read(record) for record in _json(run_dir / RESULTS_NAME)["rows"]]
     return Entry(
         name=name,
         method=recipe.method["name"],

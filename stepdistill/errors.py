@@ -1,6 +1,9 @@
-"""Exceptions that the command line turns into one line and an exit code."""
+"""Exceptions that the command line turns into one line and an exit code, and hints at the fix."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -17,3 +20,20 @@ class BoundBrokenError(Exception):
 
 class RunInterruptedError(Exception):
     """A signal stopped the run after a checkpoint was written; the CLI exits with code 130."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint at the nearest known word, or an empty string.
+
+    >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
+    " (did you mean 'learning_rate'?)"
+    """
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    best = max(near, key=lambda name: _closeness(word, name), default=None)
+    return f" (did you mean '{best}'?)" if best else ""
+
+
+def _closeness(word: str, name: str) -> tuple[float, int]:
+    """Shared part of the longer word; ties go to the name of equal length ("dmd3" is "dmd2", not "dmd")."""
+    shared = sum(block.size for block in difflib.SequenceMatcher(None, word, name).get_matching_blocks())
+    return shared / max(len(word), len(name)), -abs(len(word) - len(name))

@@ -23,22 +23,22 @@ from stepdistill.cli import main as cli
 from stepdistill.diffusion.guidance import Guidance
 from stepdistill.diffusion.schedules.families import FlowSchedule
 from stepdistill.errors import RunInterruptedError, UserError
-from stepdistill.evaluation.embedded.measurements import Results, Row
+from stepdistill.evaluation.document import ResultRow
 from stepdistill.evaluation.pages.leaderboard import Entry, lines, summary, write_leaderboard
-from stepdistill.evaluation.pages.tables import write_results
+from stepdistill.evaluation.pages.tables import write_pictures
 from stepdistill.testing.prompts import ComponentPrompts
 from stepdistill.testing.toys import MLPDenoiser
 from stepdistill.training.cost import CostMeter
 
 RECIPE = "recipes/emoji_dmd2_demo.yaml"
-FLOOR = Row("floor", frechet_distance=1.5, n=64)
+FLOOR = ResultRow("floor", frechet_distance=1.5, n=64)
 COST = {"network_passes": 12_345, "train_seconds": 60.0, "peak_memory_mib": 900}
 
 
-def rows(steps: int, distance: float) -> list[Row]:
-    teacher = Row("teacher", steps=50, frechet_distance=3.0, guidance_scale=2.0)
-    few = Row("teacher", steps=steps, frechet_distance=20.0, guidance_scale=2.0, sampler="Euler")
-    student = Row("student", steps=steps, frechet_distance=distance, prompt_accuracy=0.5)
+def rows(steps: int, distance: float) -> list[ResultRow]:
+    teacher = ResultRow("teacher", steps=50, frechet_distance=3.0, guidance_scale=2.0)
+    few = ResultRow("teacher", steps=steps, frechet_distance=20.0, guidance_scale=2.0, sampler="Euler")
+    student = ResultRow("student", steps=steps, frechet_distance=distance, prompt_accuracy=0.5)
     return [FLOOR, teacher, few, student]
 
 
@@ -105,7 +105,7 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, started: Started) -> Non
     (tmp_path / "emoji_dmd2_demo/results.json").unlink()
     run_bench([RECIPE], tmp_path, BenchBudget(minutes=1.0))
     assert len(started) == 3, "the pace is known"
-    with pytest.raises(UserError, match="begun with 1 minutes of training"):
+    with pytest.raises(UserError, match="started with 1 minutes of training"):
         run_bench([RECIPE], tmp_path, BenchBudget(minutes=2.0))
 
 
@@ -145,8 +145,8 @@ def test_the_table_has_each_reference_once_and_students_by_distance(tmp_path: Pa
 
 def drawn_run(folder: Path, shades: dict[str, int], captions: list[str]) -> str:
     """A run folder with two pictures in one grey for each row."""
-    pictures = {name: torch.full((2, 3, 8, 8), shade, dtype=torch.uint8) for name, shade in shades.items()}
-    write_results(Results({}, rows(2, 5.0), pictures, captions), folder)
+    pictures = {name: [Image.new("L", (8, 8), shade).convert("RGB")] * 2 for name, shade in shades.items()}
+    write_pictures(pictures, captions, folder)
     return str(folder)
 
 
@@ -190,7 +190,7 @@ def test_one_of_several_runs_has_its_share_of_the_cores_and_its_output_in_a_file
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output.log"
-    endings = ((0, "done after 0 s"), (3, f"failed after 0 s, see {output}"), (130, "stopped after 0 s"))
+    endings = ((0, "done after 0 s"), (3, f"failed after 0 s, see {output}"), (130, "interrupted after 0 s"))
     for status, said in endings:
         code = f"import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit({status})"
         assert bench.run_beside([sys.executable, "-c", code], output, num_threads=2) == status
@@ -206,7 +206,7 @@ def test_a_signal_outside_of_training_stops_a_run_too(
         bench.run_beside([sys.executable, "-c", code], tmp_path / "output.log", num_threads=1)
         in bench.STOPPED
     )
-    assert "stopped after" in capsys.readouterr().err
+    assert "interrupted after" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", bench.STOPPED)
@@ -214,7 +214,7 @@ def test_a_stopped_run_stops_the_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(bench, "run_beside", lambda *_, **__: code)
-    with pytest.raises(RunInterruptedError, match="goes on there"):
+    with pytest.raises(RunInterruptedError, match="resumes there"):
         bench.start_run(RECIPE, tmp_path, [], jobs=2)
 
 
@@ -265,7 +265,7 @@ def test_a_stopped_benchmark_shows_what_was_finished(
     with pytest.raises(RunInterruptedError):
         run_bench([RECIPE, str(twin)], tmp_path, BenchBudget())
     table = (tmp_path / "leaderboard.md").read_text()
-    assert "stopped after 1 of 2" in table
+    assert "interrupted after 1 of 2" in table
     assert "emoji_dmd2_demo" in table
     assert "twin" not in table
 
@@ -286,7 +286,7 @@ def test_sigterm_reaches_the_runs_and_they_are_waited_for(
         return False
 
     monkeypatch.setattr(bench, "start_run", start)
-    with pytest.raises(RunInterruptedError, match="goes on there"):
+    with pytest.raises(RunInterruptedError, match="resumes there"):
         run_bench([RECIPE], tmp_path, BenchBudget())
     assert codes == [130]
 
@@ -317,7 +317,7 @@ def test_teachers_drawn_in_different_number_types_are_told_apart(tmp_path: Path)
 
 def test_a_teacher_guided_otherwise_replaces_none(tmp_path: Path) -> None:
     """A recipe may measure its teacher at a worse guidance: both have a line, and the summary has the better one."""
-    worse = Row("teacher", steps=2, frechet_distance=90.0, guidance_scale=1.0, sampler="Euler")
+    worse = ResultRow("teacher", steps=2, frechet_distance=90.0, guidance_scale=1.0, sampler="Euler")
     entries = [
         Entry("good", "dmd2", "folder", tuple(rows(2, 5.0)), COST),
         Entry("other", "pso", "folder", (worse,), COST),
@@ -362,7 +362,7 @@ def test_the_summary_has_a_line_for_each_recipe_and_a_column_for_each_number_of_
             "ours",
             "dmd2",
             "folder",
-            (*rows(2, 5.0), Row("student", steps=4, frechet_distance=4.0)),
+            (*rows(2, 5.0), ResultRow("student", steps=4, frechet_distance=4.0)),
             COST,
         )
     ]

@@ -14,13 +14,13 @@ console = Console()
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="folders of scored runs (--out of evaluate)")],
-    out: Annotated[Path, typer.Option(help="where tables, plots, grids and the page go")] = Path(
+    runs: Annotated[list[Path], typer.Argument(help="output folders of evaluate")],
+    out: Annotated[Path, typer.Option(help="folder for tables, plots, grids and the page")] = Path(
         "runs/comparison"
     ),
-    title: Annotated[str, typer.Option(help="of the page")] = "Comparison",
+    title: Annotated[str, typer.Option(help="title of the page")] = "Comparison",
 ) -> None:
-    """Set scored runs side by side: tables (Markdown, LaTeX, CSV), plots, grids and one self-contained page.
+    """Compare evaluated models: tables (Markdown, LaTeX, CSV), plots, grids and one self-contained page.
 
     [dim]stepdistill compare runs/teacher-50 runs/student-4 --out runs/comparison[/dim]
     """
@@ -33,14 +33,14 @@ def compare(
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """The rows of an embedded problem's results.json."""
+    """Print the rows of a run's results.json."""
     columns = ("name", "steps", "nfe", "frechet_distance", "frechet_distance_to_teacher", "kid", "clip_score",
                "prompt_accuracy", "coverage", "latency_s", "n")  # fmt: skip
     print_table([{column: row.get(column) for column in columns} for row in rows])
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Dictionaries of the same keys as a table on the terminal."""
+    """Print dictionaries with the same keys as a table."""
     table = Table(*rows[0])
     for row in rows:
         table.add_row(

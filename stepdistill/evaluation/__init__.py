@@ -1,6 +1,6 @@
-"""Evaluation: draw images under a protocol, score them, and write tables and pages.
+"""Evaluation: draw pictures under a protocol, score them, and write tables and pages.
 
-The public names are listed in `__init__.pyi` and imported on first use.
+`__init__.pyi` lists the public names, which are imported on first use.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
-from .benchmark import BenchmarkOptions as BenchmarkOptions
-from .benchmark import Drawn as Drawn
-from .benchmark import run_benchmark as run_benchmark
+from .application import EvaluationOptions as EvaluationOptions
+from .application import evaluate as evaluate
+from .document import ResultRow as ResultRow
 from .document import RunResults as RunResults
 from .generation import Generation as Generation
 from .pages.comparison import comparison_table as comparison_table
@@ -11,4 +11,5 @@ from .pages.report import write_report as write_report
 from .prompt_sets import PromptSet as PromptSet
 from .prompt_sets import load_prompt_set as load_prompt_set
 from .protocols import PROTOCOLS as PROTOCOLS
-from .protocols import Benchmark as Benchmark
+from .protocols import Protocol as Protocol
+from .sources import Drawn as Drawn

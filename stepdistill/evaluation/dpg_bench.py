@@ -1,6 +1,6 @@
-"""DPG-Bench (https://arxiv.org/abs/2403.05135): the pictures that its own evaluator reads, and the scores that it writes.
+"""DPG-Bench (https://arxiv.org/abs/2403.05135): write the pictures its evaluator reads, and read its scores.
 
-The evaluator asks a visual question answerer of modelscope, so it runs in its own environment
+The evaluator uses a visual question answering model from modelscope, so it runs in its own environment
 (https://github.com/TencentQQGYLab/ELLA):
 
     PIC_NUM=4 bash dpg_bench/dist_eval.sh FOLDER RESOLUTION
@@ -19,7 +19,7 @@ from stepdistill.errors import UserError
 from stepdistill.evaluation.geneval import Picture
 
 NUM_SAMPLES = 4
-"""Pictures of each prompt, in one 2 x 2 grid, as recommended."""
+"""Pictures per prompt, in one 2 x 2 grid, as recommended."""
 
 _TOTAL = "DPG-Bench score:"
 _LEVELS = {"L1 category scores:": "categories", "L2 category scores:": "subcategories"}
@@ -27,28 +27,28 @@ _LEVELS = {"L1 category scores:": "categories", "L2 category scores:": "subcateg
 
 @dataclass(frozen=True)
 class DPGScores:
-    """What the results file says, between 0 and 100."""
+    """Scores in the results file, between 0 and 100."""
 
     overall: float
-    """Mean over prompts of the share of questions answered with yes, a question counting as no when one it depends on is."""
+    """Mean over prompts of the share of questions answered yes; a question whose parent is answered no counts as no."""
     num_prompts: int
     prompts: dict[str, float]
-    """The same of each prompt's pictures."""
+    """The same for each prompt."""
     categories: dict[str, float] = field(default_factory=dict)
-    """Level 1 (entity, attribute, relation, global, other): share of questions, as the evaluator counts them: of the last
-    picture of each grid, before dependent questions are struck out."""
+    """Level 1 (entity, attribute, relation, global, other), as the evaluator counts: the last picture of each grid, dependent
+    questions included."""
     subcategories: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields but those of single prompts."""
+        """All fields except those of single prompts."""
         return {key: value for key, value in asdict(self).items() if key != "prompts"}
 
 
 def read_dpg_prompts(folder: str | Path) -> dict[str, str]:
-    """The prompts of `dpg_bench/prompts/*.txt` (1,065 published) by the name of their file, which names the picture too.
+    """Read `dpg_bench/prompts/*.txt` (1,065 published) by file name, which names the picture too.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder has none.
     """
     files = sorted(Path(folder).glob("*.txt"))
     if not files:
@@ -63,29 +63,29 @@ def write_dpg_folder(
     *,
     resolution: int,
 ) -> int:
-    """Write `NAME.png` for every prompt: its pictures in a 2 x 2 grid, row by row; or the picture itself where there is one.
+    """Write `NAME.png` for every prompt: its pictures in a 2 x 2 grid, row by row, or its single picture.
 
-    The evaluator takes every file of the folder for a picture, so the folder holds nothing else.
+    The evaluator reads every file of the folder as a picture, so the folder must contain nothing else.
 
     Args:
-        folder: made if need be; it has to be empty, or hold pictures of the same prompts, which are overwritten.
-        prompts: of `read_dpg_prompts`, or their names alone.
-        pictures: for each prompt in turn its pictures, four or one, all squares of `resolution` pixels.
-        resolution: side of a picture; the evaluator is told the same.
+        folder: created if missing; must be empty, or contain pictures of these prompts, which are overwritten.
+        prompts: from `read_dpg_prompts`, or their names.
+        pictures: the pictures of each prompt, four or one, squares of `resolution` pixels.
+        resolution: side of a picture, as given to the evaluator.
 
     Returns:
-        how many files were written.
+        the number of files written.
 
     Raises:
-        UserError: the folder holds other files.
-        ValueError: a picture has another size, or a prompt has neither one nor four.
+        UserError: the folder contains other files.
+        ValueError: a picture has another size, or a prompt has neither one nor four pictures.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     others = sorted({file.name for file in place.iterdir()} - {f"{name}.png" for name in prompts})
     if others:
         raise UserError(
-            f"'{folder}' holds '{others[0]}'; DPG-Bench reads every file as a picture, so give an empty folder"
+            f"'{folder}' contains '{others[0]}'; DPG-Bench reads every file as a picture, so give an empty folder"
         )
     written = 0
     for name, samples in zip(prompts, pictures, strict=True):
@@ -95,10 +95,10 @@ def write_dpg_folder(
 
 
 def read_dpg_results(path: str | Path) -> DPGScores:
-    """Scores of the evaluator's `dpg-bench_..._results.txt`: a line per picture, then a summary.
+    """Read the evaluator's `dpg-bench_..._results.txt`: a line per picture, then a summary.
 
     Raises:
-        UserError: the file is missing, unfinished or another one.
+        UserError: the file is missing, unfinished, or has another format.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -119,12 +119,12 @@ def read_dpg_results(path: str | Path) -> DPGScores:
         elif not is_summary and (scored := _of_picture(line)) is not None:
             prompts[scored[0]] = scored[1]
     if overall is None:
-        raise UserError(f"{path} holds no line '{_TOTAL}'; let DPG-Bench's evaluation run to its end")
+        raise UserError(f"{path} has no line '{_TOTAL}'; run DPG-Bench's evaluation to completion")
     return DPGScores(overall, len(prompts), prompts, **levels)
 
 
 def _of_picture(line: str) -> tuple[str, float] | None:
-    """Name and mean of a line `PATH, SCORE, ..., MEAN`."""
+    """Name and mean in a line `PATH, SCORE, ..., MEAN`."""
     path, _, mean = line.rpartition(", ")
     try:
         value = 100 * float(mean)

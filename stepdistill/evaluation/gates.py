@@ -1,4 +1,4 @@
-"""`--assert "fid<=20"`: a bound that a number has to keep, for regression tests."""
+"""`--assert "fid<=20"`: bounds on numbers, for regression tests."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Bound:
 
     @classmethod
     def parse(cls, text: str) -> Bound:
-        """Read a bound.
+        """Parse a bound.
 
         Raises:
-            UserError: it is not `NAME<=NUMBER` or the like.
+            UserError: it is not NAME COMPARISON NUMBER.
 
         >>> Bound.parse("fid <= 19.5")
         Bound(name='fid', comparison='<=', bound=19.5)
@@ -52,7 +52,7 @@ class Bound:
         return f"{self.name}{self.comparison}{self.bound:g}"
 
     def holds(self, value: float) -> bool:
-        """Whether a value keeps it; what is not a number keeps none."""
+        """Whether a value satisfies the bound; NaN never does."""
         return value == value and COMPARISONS[self.comparison](value, self.bound)
 
 
@@ -61,7 +61,7 @@ def check_bounds(bounds: Sequence[Bound], values: Mapping[str, float | None]) ->
 
     Raises:
         UserError: a bound names a number that was not measured.
-        BoundBrokenError: some are not kept; the line names each value and its bound.
+        BoundBrokenError: some are broken; the message names each value and its bound.
     """
     missing = [bound.name for bound in bounds if values.get(bound.name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""GenEval (https://arxiv.org/abs/2310.11513): the folder that its own evaluator reads, and the scores that it writes.
+"""GenEval (https://arxiv.org/abs/2310.11513): write the folder its evaluator reads, and read its scores.
 
 The evaluator needs a GPU and an old mmdet, so it runs in its own environment (https://github.com/djghosh13/geneval):
 
@@ -19,42 +19,41 @@ from PIL import Image
 from stepdistill.errors import UserError
 
 NUM_SAMPLES = 4
-"""Pictures of each prompt, as published."""
+"""Pictures per prompt, as published."""
 
 Picture = Image.Image | str | Path
-"""A picture, or the file of one."""
+"""A picture or its file."""
 
 
 @dataclass(frozen=True)
 class GenEvalScores:
-    """What `results.jsonl` says. All shares are between 0 and 1."""
+    """Scores in `results.jsonl`; fractions between 0 and 1."""
 
     overall: float
-    """The published score: the mean over the tasks' shares, not over pictures."""
+    """The published score: mean over tasks, not over pictures."""
     tasks: dict[str, float]
-    """Share of right pictures of each task."""
+    """Fraction of correct pictures per task."""
     correct_images: float
     correct_prompts: float
-    """Share of prompts of which any picture is right."""
+    """Fraction of prompts with any correct picture."""
     num_images: int
     num_prompts: int
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
         return asdict(self)
 
 
 def read_geneval_prompts(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of `prompts/evaluation_metadata.jsonl` (553 in the published one), each with `tag`, `prompt` and `include`.
+    """Read `prompts/evaluation_metadata.jsonl` (553 lines as published), each with `tag`, `prompt` and `include`.
 
     Raises:
-        UserError: the file is missing or is another one.
+        UserError: the file is missing or has another format.
     """
     rows = _lines(Path(path))
     for number, row in enumerate(rows, 1):
         if not {"tag", "prompt", "include"} <= row.keys():
             raise UserError(
-                f"{path}, line {number} is no prompt of GenEval: it needs tag, prompt and include"
+                f"{path}, line {number} is not a GenEval prompt: it needs tag, prompt and include"
             )
     return rows
 
@@ -64,20 +63,20 @@ def write_geneval_folder(
 ) -> int:
     """Write `NNNNN/metadata.jsonl` and `NNNNN/samples/0000.png`, ... for every prompt.
 
-    Pictures are taken one prompt at a time, so they may be generated on the way; other formats than PNG are converted, since
-    the evaluator reads no other.
+    Pictures are consumed prompt by prompt, so they can be generated lazily. Other formats are converted to PNG, the only one
+    the evaluator reads.
 
     Args:
-        folder: made if need be.
-        prompts: of `read_geneval_prompts`.
-        pictures: for each prompt in turn its pictures, four as published.
+        folder: created if missing.
+        prompts: from `read_geneval_prompts`.
+        pictures: the pictures of each prompt, four as published.
 
     Returns:
-        how many pictures were written.
+        the number of pictures written.
 
     Raises:
-        ValueError: there are more or fewer prompts than sets of pictures.
-        UserError: the folder holds pictures of an earlier run that were not overwritten; the evaluator would count them.
+        ValueError: the numbers of prompts and of sets of pictures differ.
+        UserError: the folder has pictures of an earlier run, which the evaluator would count.
     """
     written: set[Path] = set()
     for number, (row, samples) in enumerate(zip(prompts, pictures, strict=True)):
@@ -90,23 +89,23 @@ def write_geneval_folder(
             written.add(file)
     left = set(Path(folder).glob("*/samples/*.png")) - written
     if left:
-        raise UserError(f"{min(left)} is of an earlier run, and would be counted; give an empty folder")
+        raise UserError(f"{min(left)} is from an earlier run and would be counted; give an empty folder")
     return len(written)
 
 
 def read_geneval_results(path: str | Path) -> GenEvalScores:
-    """Scores of the evaluator's `results.jsonl`, one picture per line with `tag`, `correct` and `metadata`.
+    """Read the evaluator's `results.jsonl`, one line per picture with `tag`, `correct` and `metadata`.
 
     Raises:
-        UserError: the file is missing, empty or another one.
+        UserError: the file is missing, empty, or has another format.
     """
     rows = _lines(Path(path))
     try:
         judged = [(str(row["tag"]), str(row["metadata"]), bool(row["correct"])) for row in rows]
     except KeyError as error:
-        raise UserError(f"{path} holds no results of GenEval: a line lacks {error}") from error
+        raise UserError(f"{path} is not a GenEval results file: a line lacks {error}") from error
     if not judged:
-        raise UserError(f"{path} holds no result; run GenEval's evaluate_images.py to its end")
+        raise UserError(f"{path} contains no results; run GenEval's evaluate_images.py to completion")
     tasks: dict[str, list[bool]] = {}
     prompts: dict[str, bool] = {}
     for task, prompt, is_right in judged:
@@ -124,7 +123,7 @@ def read_geneval_results(path: str | Path) -> GenEvalScores:
 
 
 def save_png(picture: Picture, file: Path) -> None:
-    """A picture, or a copy of its file, as PNG."""
+    """Save a picture, or a copy of its file, as PNG."""
     if not isinstance(picture, Image.Image) and Path(picture).suffix.lower() == ".png":
         shutil.copyfile(picture, file)
         return
@@ -138,7 +137,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON lines file: {error}") from error
+        raise UserError(f"{path} is not a JSON lines file: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} holds lines that are no JSON objects")
+        raise UserError(f"{path} has lines that are not JSON objects")
     return rows

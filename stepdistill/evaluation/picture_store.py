@@ -1,7 +1,7 @@
-"""A folder of pictures with a manifest, filled block by block and by several processes, and complete at any time.
+"""Pictures in a folder with a manifest, written block by block and by several processes, and consistent at any time.
 
-Each block of pictures writes its files first and then one part of the manifest, all by rename, so what a kill leaves behind is a
-manifest that names whole pictures only. `merge` makes one `manifest.jsonl` of the parts.
+A block writes its pictures first and then its part of the manifest, each by rename, so an interrupted run leaves a manifest
+that names whole pictures only. `merge` joins the parts into one `manifest.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stepdistill.errors import UserError
 
 MANIFEST, PARTS = "manifest.jsonl", ".parts"
 FileFormat = Literal["png", "webp"]
-"""Both without loss; webp is smaller and slower."""
+"""Both lossless; webp is smaller and slower."""
 PICTURE_ENDINGS = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 
 
@@ -30,19 +30,19 @@ class PictureRecord:
     """One line of the manifest."""
 
     index: int
-    """Place in the order of all pictures: `prompt_index * samples_per_prompt + sample`."""
+    """Place in the order of all pictures."""
     prompt_index: int
     sample: int
     prompt: str
     id: str
     category: str | None
     seed: int | None
-    """None for pictures that were not drawn here."""
+    """None for pictures from elsewhere."""
     file: str
-    """Path from the manifest's folder, or an absolute one."""
+    """Path relative to the manifest's folder, or an absolute path."""
     bytes: int
     digest: str
-    """Of the file's content."""
+    """Hash of the file's content."""
 
 
 class PictureStore:
@@ -53,17 +53,22 @@ class PictureStore:
         self.parts = folder / PARTS / "manifest"
 
     def records(self) -> dict[int, PictureRecord]:
-        """All records whose picture is there and whole, by index."""
+        """All records by index, those included whose picture has been deleted."""
         files = [self.folder / MANIFEST, *sorted(self.parts.glob("*.jsonl"))]
         found = {record.index: record for file in files if file.exists() for record in read_manifest(file)}
-        return {index: record for index, record in sorted(found.items()) if self._is_whole(record)}
+        return dict(sorted(found.items()))
+
+    def has_picture(self, record: PictureRecord) -> bool:
+        """Whether the record's picture exists and is complete."""
+        path = self.folder / record.file
+        return path.is_file() and path.stat().st_size == record.bytes
 
     def add(self, pictures: Sequence[Image.Image], records: Sequence[dict[str, Any]]) -> None:
-        """Write one block: pictures, then their part of the manifest.
+        """Write one block: the pictures, then their part of the manifest.
 
         Args:
-            pictures: RGB.
-            records: fields of `PictureRecord` but `file`, `bytes` and `digest`.
+            pictures: RGB pictures.
+            records: the fields of `PictureRecord` except `file`, `bytes` and `digest`.
         """
         lines = []
         for picture, record in zip(pictures, records, strict=True):
@@ -81,30 +86,36 @@ class PictureStore:
         first, last = lines[0].index, lines[-1].index
         write_manifest(self.parts / f"{first:06d}-{last:06d}.jsonl", lines)
 
-    def merge(self) -> list[PictureRecord]:
-        """Make one manifest of what is there, in order, and return it."""
-        records = list(self.records().values())
-        write_manifest(self.folder / MANIFEST, records)
+    def merge(self) -> None:
+        """Join the parts of the manifest, in order."""
+        write_manifest(self.folder / MANIFEST, self.records().values())
         shutil.rmtree(self.parts, ignore_errors=True)
-        return records
+
+    def keep_first(self, count: int) -> None:
+        """Delete the files of all pictures but the first `count`; their records stay."""
+        for record in list(self.records().values())[count:]:
+            (self.folder / record.file).unlink(missing_ok=True)
 
     def open(self, record: PictureRecord) -> Image.Image:
-        """The picture of a record, RGB."""
-        with Image.open(self.folder / record.file) as picture:
-            return picture.convert("RGB")
+        """The RGB picture of a record.
 
-    def _is_whole(self, record: PictureRecord) -> bool:
+        Raises:
+            UserError: the file has been deleted.
+        """
         path = self.folder / record.file
-        return path.is_file() and path.stat().st_size == record.bytes
+        if not path.is_file():
+            raise UserError(f"the picture '{path}' is missing; draw it again, or score a folder that has it")
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
 
 
 def content_digest(content: bytes) -> str:
-    """Address of a file's content."""
+    """Hash of a file's content."""
     return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 def read_manifest(path: Path) -> list[PictureRecord]:
-    """The records of a manifest; keys of other versions are left out."""
+    """The records of a manifest; unknown keys are ignored."""
     known = {field.name for field in fields(PictureRecord)}
     lines = path.read_text(encoding="utf-8").splitlines()
     return [
@@ -114,13 +125,13 @@ def read_manifest(path: Path) -> list[PictureRecord]:
 
 
 def write_manifest(path: Path, records: Iterable[PictureRecord]) -> None:
-    """Write a manifest so that a reader sees all of it or the one before."""
+    """Write a manifest atomically."""
     text = "".join(json.dumps(asdict(record)) + "\n" for record in records)
     write_text(path, text)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under another name and rename it."""
+    """Write a text file atomically, by rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     draft.write_text(text, encoding="utf-8")
@@ -135,5 +146,5 @@ def picture_files(folder: Path) -> list[Path]:
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS)
     if not files:
-        raise UserError(f"there are no pictures ({', '.join(PICTURE_ENDINGS)}) in '{folder}'")
+        raise UserError(f"'{folder}' contains no pictures ({', '.join(PICTURE_ENDINGS)})")
     return files

@@ -1,4 +1,4 @@
-"""Several processes that share one output folder: who draws and scores what, and where all wait for each other."""
+"""A process group that shares the work of one output folder."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch.distributed as dist
 
 Work = TypeVar("Work")
 LONGEST_WAIT = timedelta(days=2)
-"""The slowest process may be this far behind the fastest."""
+"""Timeout of a barrier: processes may finish their shares hours apart."""
 
 
 @dataclass(frozen=True)
-class Crew:
-    """This process among those that `torchrun` or `accelerate launch` started; alone without them.
+class ProcessGroup:
+    """This process's place among those that `torchrun` or `accelerate launch` started; a single process by default.
 
-    They exchange nothing but files: the output folder has to be one that all of them see.
+    Processes exchange nothing but files, so all of them must see the output folder.
     """
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def join(cls) -> Crew:
-        """Read the launcher's environment, and meet the others."""
+    def join(cls) -> ProcessGroup:
+        """Read the launcher's environment and initialise the gloo backend if there are several processes."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -37,8 +37,8 @@ class Crew:
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process writes what only one may write."""
+    def is_main(self) -> bool:
+        """Whether this process writes the files that only one process may write."""
         return self.rank == 0
 
     @property
@@ -49,14 +49,14 @@ class Crew:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
     def share(self, work: Sequence[Work]) -> Sequence[Work]:
-        """Every `size`-th piece of the work: no piece is padded or done twice.
+        """Every `size`-th item of the work, so that nothing is padded or done twice.
 
-        >>> list(Crew(1, 2).share(range(5)))
+        >>> list(ProcessGroup(1, 2).share(range(5)))
         [1, 3]
         """
         return work[self.rank :: self.size]
 
-    def wait(self) -> None:
-        """Until all have come here."""
+    def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()

@@ -1,4 +1,4 @@
-"""The prompts of a protocol: from the hub, from a local copy, or from the user's own file."""
+"""Prompt sets: from the hub, from a local copy, or from the user's own file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from stepdistill.assets import asset_path
 from stepdistill.data.prompt_files import prompt_column, read_rows
 from stepdistill.errors import UserError
-from stepdistill.evaluation.protocols import Benchmark
+from stepdistill.evaluation.protocols import Protocol
 
 CATEGORY_COLUMNS = ("category", "style")
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in order, each with an id and, where the source says so, a category."""
+    """Prompts in order, each with an id and, if the source has one, a category."""
 
     prompts: tuple[str, ...]
     ids: tuple[str, ...]
@@ -37,7 +37,7 @@ class PromptSet:
 
     @property
     def digest(self) -> str:
-        """Of the prompts in their order.
+        """Hash of the prompts in order.
 
         >>> PromptSet.of(["a", "b"]).digest == PromptSet.of(["b", "a"]).digest
         False
@@ -46,42 +46,43 @@ class PromptSet:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def first(self, count: int | None) -> PromptSet:
-        """The first `count`; all of them if None."""
+        """The first `count`; None for all."""
         return PromptSet(self.prompts[:count], self.ids[:count], self.categories[:count])
 
 
 def load_prompt_set(
-    protocol: Benchmark, source: str | None = None, *, column: str | None = None, limit: int | None = None
+    protocol: Protocol, source: str | None = None, *, column: str | None = None, limit: int | None = None
 ) -> PromptSet:
-    """The prompts that a protocol is measured on.
+    """Load the prompts of a protocol.
 
     Args:
-        protocol: says where its prompts are and how many.
-        source: the user's own: a file, or a folder that holds the protocol's files; default: what the protocol names.
-        column: of the prompts in a file with columns.
-        limit: fewer of them, from the start.
+        protocol: names their source and number.
+        source: the user's file, or a folder with the protocol's files; default: the protocol's own source.
+        column: the column with the prompts.
+        limit: use only the first prompts.
 
     Raises:
-        UserError: they are not to be had; the message says what to give.
+        UserError: they cannot be found; the message says what to give.
     """
-    if source is None and protocol.prompts == "emoji":
+    if source is None and protocol.is_embedded:
         found = _emoji_captions()
     else:
         found = _joined([_read(path, column) for path in _files(protocol, source)])
-    count = min(protocol.num_prompts, len(found)) if source is None or limit is None else limit
-    count = min(count, limit or count)
-    if count > len(found):
-        raise UserError(f"--limit {count}: there are only {len(found)} prompts")
-    return found.first(count)
+    available = (
+        len(found) if source is not None and limit is not None else min(protocol.num_prompts, len(found))
+    )
+    if limit is not None and limit > available:
+        raise UserError(f"--limit {limit}: there are only {available} prompts")
+    return found.first(limit or available)
 
 
-def _files(protocol: Benchmark, source: str | None) -> list[Path]:
+def _files(protocol: Protocol, source: str | None) -> list[Path]:
     hub, names = _hub_place(protocol)
     if source is None:
         if hub is None:
             raise UserError(
                 f"the prompts of {protocol.name} are not on the hub; give --prompts FILE, such as captions_val2014.json of COCO "
-                "or a .txt with one prompt a line"
+                "or a .txt with one prompt per line"
             )
         return [_hub_file(hub, name, protocol.name) for name in names]
     path = Path(source).expanduser()
@@ -90,12 +91,12 @@ def _files(protocol: Benchmark, source: str | None) -> list[Path]:
     local = [next(iter(path.rglob(Path(name).name)), path / name) for name in names]
     missing = [each.name for each in local if not each.is_file()]
     if missing or not local:
-        what = ", ".join(missing) or "files that the protocol knows"
-        raise UserError(f"--prompts: the folder '{source}' holds no {what}; give the file of the prompts")
+        what = ", ".join(missing) or "files of the protocol"
+        raise UserError(f"--prompts: the folder '{source}' has no {what}; give the file of the prompts")
     return local
 
 
-def _hub_place(protocol: Benchmark) -> tuple[str | None, list[str]]:
+def _hub_place(protocol: Protocol) -> tuple[str | None, list[str]]:
     """Repository and files of a protocol's prompts on the hub."""
     kind, _, rest = (protocol.prompts or "").partition(":")
     if kind != "hub":
@@ -111,7 +112,7 @@ def _hub_file(repository: str, name: str, protocol: str) -> Path:
         return Path(hf_hub_download(repository, name, repo_type="dataset"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the prompts of {protocol} cannot be fetched ({repository}, {name}); without a network give --prompts FILE, a copy of it"
+            f"the prompts of {protocol} cannot be downloaded ({repository}, {name}); give a copy of the file with --prompts FILE"
         ) from error
 
 
@@ -119,7 +120,7 @@ def _read(path: Path, column: str | None) -> PromptSet:
     rows = [(number, row) for number, row in enumerate(read_rows(path, asked_by="--prompts"))]
     kept = [(number, row) for number, row in rows if _text(row, path, column)]
     if not kept:
-        raise UserError(f"--prompts: '{path}' holds no prompt; put one on each line")
+        raise UserError(f"--prompts: '{path}' contains no prompts; put one on each line")
     style = path.stem if path.parent.name == "benchmark" else None
     return PromptSet(
         tuple(_text(row, path, column) for _, row in kept),

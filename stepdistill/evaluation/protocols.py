@@ -1,7 +1,4 @@
-"""A protocol is data: what is drawn, from which seeds, in which features. Its hash stands beside every number.
-
-`Protocol` is the embedded problem with its exact answers; `Benchmark` is every protocol that scores a folder of pictures.
-"""
+"""Protocols: which pictures are drawn, from which seeds, and what each metric's name stands for."""
 
 from __future__ import annotations
 
@@ -13,96 +10,52 @@ from typing import Any, Literal
 
 from stepdistill.errors import UserError
 
+EMOJI_PROMPTS = "emoji"
+
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of measuring. Numbers of different hashes are never compared."""
-
-    name: str
-    features: str
-    """The feature network, by the name of its folder."""
-    frechet_features: Literal["pooled", "embedding"]
-    """Which of its outputs the Frechet and kernel distances are taken of."""
-    judge: str
-    """How the glyph and the background of a picture are told."""
-    num_images: int
-    """Captions measured, one picture each; as many real pictures are the reference, and as many again the floor."""
-    coverage_captions: int
-    """Captions whose variety is measured."""
-    coverage_seeds: int
-    """Pictures drawn of each of them."""
-    coverage_min_glyphs: int
-    """They are the first captions with at least this many right glyphs."""
-    seed: int = 0
-    """Of the generators of the pictures."""
-    reference_seed: int = 90_001
-    """Of the real scenes: the reference. The floor takes the next seed."""
-
-    @property
-    def hash(self) -> str:
-        """Names everything but the number of images, which stands in each row as `n`."""
-        record = {name: value for name, value in asdict(self).items() if name != "num_images"}
-        return record_hash(record)
-
-    def with_images(self, num_images: int) -> Protocol:
-        """The same protocol on fewer or more captions."""
-        return replace(self, num_images=num_images)
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields and the hash."""
-        return asdict(self) | {"hash": self.hash}
-
-
-EMOJI = Protocol(
-    name="emoji",
-    features="emoji-clip",
-    frechet_features="embedding",
-    judge="shapes-1",
-    num_images=2000,
-    coverage_captions=32,
-    coverage_seeds=16,
-    coverage_min_glyphs=8,
-)
-"""The embedded problem: the frozen evaluation captions, real scenes as reference, `emoji-clip` as eye."""
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A way of measuring pictures of a prompt list: prompts, seeds, size, and which variant each metric's name stands for.
-
-    The deviations of each from the papers that use it are in docs/evaluation.md.
-    """
+    """One way of measuring. docs/evaluation.md lists the deviations of each from its paper."""
 
     name: str
     prompts: str | None
-    """Where the prompts are: `emoji`, `hub:OWNER/NAME:FILE[,FILE...]`, or None where they have to be given."""
+    """Source of the prompts: `emoji`, `hub:OWNER/NAME:FILE[,FILE...]`, or None where the user has to give a file."""
     num_prompts: int
     variants: tuple[tuple[str, str], ...]
-    """Name of a metric, and the variant that it stands for here."""
+    """Pairs of a metric's name and the variant it stands for."""
     samples_per_prompt: int = 1
     seed: int = 0
-    """Of the pictures: each has a seed made of this one, its prompt's number and its repeat."""
+    """Combined with the prompt's number and the sample's number into the seed of each picture."""
     rounding: Literal["round", "truncate"] = "round"
-    """From floats to the 256 levels of a file."""
+    """Conversion from floats to 8 bits."""
     square: int | None = None
-    """Before Inception the centre square is brought to this side with PIL's LANCZOS filter, real pictures too."""
+    """Side of the centre square, resized with PIL's LANCZOS, that Inception sees; applied to references too."""
+    metrics: tuple[str, ...] = ("fid", "clip")
+    """Metrics measured by default; distances are skipped where there is no reference."""
+    sampler_search: int = 0
+    """Pictures drawn with each stock sampler to choose the teacher's at few steps; 0 keeps the teacher's own sampler."""
     reference: str = ""
-    """What the real pictures are."""
+    """Description of the reference pictures."""
     source: str = ""
     """Where the protocol was published."""
 
     @property
     def hash(self) -> str:
-        """Of everything but the words in `reference` and `source`."""
+        """Hash of every field that changes a number."""
         return record_hash(self._record())
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the pictures are emoji scenes: right answers are known, and references can be drawn."""
+        return self.prompts == EMOJI_PROMPTS
+
     def number_hash(self, variant: str, *, prompts: str, reference: str | None = None) -> str:
-        """The address of one number: numbers compare only where it is the same.
+        """Hash of everything one number depends on. Numbers are comparable only under equal hashes.
 
         Args:
             variant: what the metric's name stands for.
-            prompts: digest of the prompts that were drawn.
-            reference: digest of the reference, where the metric has one.
+            prompts: digest of the prompts.
+            reference: digest of the reference, for metrics that have one.
         """
         record = {name: value for name, value in self._record().items() if name not in ("variants", "name")}
         return record_hash(
@@ -110,23 +63,25 @@ class Benchmark:
         )
 
     def variant(self, metric: str) -> str | None:
-        """What a metric's name stands for, or None where the protocol does not say."""
+        """The variant a metric's name stands for, or None if the protocol defines none."""
         return dict(self.variants).get(metric)
 
-    def with_variant(self, metric: str, variant: str) -> Benchmark:
-        """The same with another meaning of a metric's name, hence of another hash."""
+    def with_variant(self, metric: str, variant: str) -> Protocol:
+        """A copy in which the metric stands for another variant; its hash differs."""
         return replace(self, variants=tuple((dict(self.variants) | {metric: variant}).items()))
 
     def to_json(self) -> dict[str, Any]:
         """All fields and the hash."""
-        return asdict(self) | {"variants": dict(self.variants), "hash": self.hash}
+        record = {"variants": dict(self.variants), "metrics": list(self.metrics), "hash": self.hash}
+        return asdict(self) | record
 
     def _record(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in ("reference", "source")}
+        unhashed = ("metrics", "sampler_search", "reference", "source")
+        return {name: value for name, value in asdict(self).items() if name not in unhashed}
 
 
 def record_hash(record: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of a JSON-able record.
+    """Hash a JSON-serialisable record to twelve hexadecimal digits.
 
     >>> record_hash({"a": 1, "b": 2}) == record_hash({"b": 2, "a": 1})
     True
@@ -141,15 +96,8 @@ _PREFERENCE = (
     ("imagereward", "image_reward"),
     ("aesthetic", "aesthetic"),
 )
-_DIVERSITY = (
-    ("lpips_diversity", "diversity/lpips-vgg"),
-    ("cosine_diversity", "diversity/dinov2-large"),
-)
-_DISTANCES = (
-    ("fd_dinov2", "dinov2-large/pil"),
-    ("cmmd", "cmmd"),
-    ("prdc", "inception/clean"),
-)
+_DIVERSITY = (("lpips_diversity", "diversity/lpips-vgg"), ("cosine_diversity", "diversity/dinov2-large"))
+_DISTANCES = (("fd_dinov2", "dinov2-large/pil"), ("cmmd", "cmmd"), ("prdc", "inception/clean"))
 _DMD2 = (
     ("fid", "inception/clean"),
     ("kid", "inception/clean"),
@@ -160,8 +108,8 @@ _DMD2 = (
     *_DIVERSITY,
 )
 
-BENCHMARKS = (
-    Benchmark(
+_ALL = (
+    Protocol(
         "coco2014-30k-dmd2",
         prompts=None,
         num_prompts=30_000,
@@ -171,7 +119,7 @@ BENCHMARKS = (
         reference="all 40,504 pictures of COCO 2014 val",
         source="https://arxiv.org/abs/2405.14867, appendix G",
     ),
-    Benchmark(
+    Protocol(
         "coco2014-10k-sdxl-dmd2",
         prompts=None,
         num_prompts=10_000,
@@ -182,7 +130,7 @@ BENCHMARKS = (
         reference="the 10,000 pictures of COCO 2014 val that the prompts belong to",
         source="https://arxiv.org/abs/2405.14867, table 2",
     ),
-    Benchmark(
+    Protocol(
         "mjhq30k",
         prompts="hub:playgroundai/MJHQ-30K:meta_data.json",
         num_prompts=30_000,
@@ -199,24 +147,25 @@ BENCHMARKS = (
         reference="the 30,000 pictures of MJHQ-30K",
         source="https://arxiv.org/abs/2402.17245, measured as by https://github.com/NVlabs/Sana",
     ),
-    Benchmark(
+    Protocol(
         "hpsv2-benchmark",
         prompts="hub:zhwang/HPDv2:"
         + ",".join(f"benchmark/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")),
         num_prompts=3200,
         variants=(("clip", "clip/vit-l-14-openai"), *_PREFERENCE, *_DIVERSITY),
+        metrics=("hps",),
         source="https://arxiv.org/abs/2306.09341",
     ),
-    Benchmark(
+    Protocol(
         "partiprompts",
         prompts="hub:nateraw/parti-prompts:PartiPrompts.tsv",
         num_prompts=1632,
         variants=(("clip", "clip/vit-l-14-openai"), *_PREFERENCE, *_DIVERSITY),
         source="https://arxiv.org/abs/2206.10789",
     ),
-    Benchmark(
+    Protocol(
         "emoji",
-        prompts="emoji",
+        prompts=EMOJI_PROMPTS,
         num_prompts=2000,
         variants=(
             ("frechet_distance", "emoji-clip"),
@@ -225,21 +174,32 @@ BENCHMARKS = (
             ("clip", "emoji-clip"),
             ("prompt_accuracy", "emoji-clip"),
             ("background_error", "emoji-clip"),
+            ("background_imbalance", "emoji-clip"),
+            ("caption_coverage", "emoji-coverage"),
             ("cosine_diversity", "diversity/emoji-clip"),
         ),
+        metrics=(
+            "frechet_distance",
+            "kid",
+            "clip",
+            "prompt_accuracy",
+            "background_error",
+            "background_imbalance",
+        ),
+        sampler_search=250,
         reference="the real scenes that the captions were drawn from",
         source="the embedded problem",
     ),
 )
-PROTOCOLS = {benchmark.name: benchmark for benchmark in BENCHMARKS}
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 
 
-def protocol_named(name: str) -> Benchmark:
-    """A protocol by name.
+def protocol_named(name: str) -> Protocol:
+    """Look up a protocol.
 
     Raises:
         UserError: there is none of that name.
     """
     if name not in PROTOCOLS:
-        raise UserError(f"there is no protocol '{name}'; there are {', '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol '{name}'; known protocols: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -1,22 +1,29 @@
-"""What a scored run writes of itself: what draws in a folder, and the document of its numbers."""
+"""The records an output folder keeps of itself: what draws its pictures, and the document of its numbers."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from stepdistill.errors import UserError
-from stepdistill.evaluation.document import CostRecord, ModelRecord, Number, RunResults
-from stepdistill.evaluation.embedded.measurements import Row
-from stepdistill.evaluation.pages.tables import RESULTS_NAME
+from stepdistill.evaluation.document import (
+    RESULTS_NAME,
+    CostRecord,
+    ModelRecord,
+    Number,
+    ResultRow,
+    RunResults,
+)
 from stepdistill.evaluation.picture_store import PictureRecord, write_text
-from stepdistill.evaluation.processes import Crew
+from stepdistill.evaluation.processes import ProcessGroup
 from stepdistill.evaluation.prompt_sets import PromptSet
-from stepdistill.evaluation.protocols import Benchmark, record_hash
+from stepdistill.evaluation.protocols import Protocol, record_hash
 
 VERSIONED = (
     "stepdistill", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow", "pyarrow",
@@ -24,13 +31,13 @@ VERSIONED = (
 
 
 def run_document(
-    protocol: Benchmark,
+    protocol: Protocol,
     model: ModelRecord,
     records: Sequence[PictureRecord],
-    numbers: dict[str, Number],
+    numbers: Mapping[str, Number],
     cost: CostRecord,
 ) -> RunResults:
-    """The whole of `results.json`."""
+    """The document of a scored folder."""
     prompts = [record for record in records if record.sample == 0]
     return RunResults(
         protocol=protocol.to_json(),
@@ -46,15 +53,15 @@ def run_document(
             "first": [record.seed for record in records[:3]],
         },
         model=model,
-        metrics=numbers,
+        metrics=dict(numbers),
         cost=cost,
         versions=installed_versions(),
-        rows=[contract_row(model, numbers, cost, len(records))],
+        rows=[asdict(ResultRow.of(model, numbers, cost, n=len(records)))],
     )
 
 
 def earlier_numbers(out: Path, records: Sequence[PictureRecord]) -> dict[str, Number]:
-    """What an earlier call measured on the very pictures that are here now."""
+    """Numbers an earlier call measured on these very pictures."""
     path = out / RESULTS_NAME
     if not path.is_file():
         return {}
@@ -66,7 +73,7 @@ def earlier_numbers(out: Path, records: Sequence[PictureRecord]) -> dict[str, Nu
 
 
 def prompts_digest(records: Iterable[PictureRecord]) -> str:
-    """Of the prompts in the manifest, which are there even for adopted pictures."""
+    """Digest of the manifest's prompts."""
     return PromptSet.of([record.prompt for record in records if record.sample == 0]).digest
 
 
@@ -75,60 +82,57 @@ def pictures_record(records: Sequence[PictureRecord]) -> dict[str, Any]:
     return {"digest": record_hash({"pictures": [record.digest for record in records]}), "n": len(records)}
 
 
-def claim(out: Path, identity: dict[str, Any], crew: Crew) -> None:
-    """Note in `run.json` what draws here.
+def identity(protocol: Protocol, model: ModelRecord, file_format: str) -> dict[str, Any]:
+    """Everything the pictures depend on, apart from the prompts. Weights identify a model wherever it is stored."""
+    words = {"name", "kind", "method", "device", "sampler", "sampler_search"}
+    paths = set() if model.weights is None else {"source", "lora"}
+    record = {
+        "seed": protocol.seed,
+        "samples_per_prompt": protocol.samples_per_prompt,
+        "rounding": protocol.rounding,
+        "file_format": file_format,
+        **model.model_dump(exclude=words | paths),
+    }
+    return json.loads(json.dumps(record))
+
+
+def claim(out: Path, identity: Mapping[str, Any], group: ProcessGroup, *, overwrite: bool = False) -> None:
+    """Write to `run.json` what draws in this folder, or compare with what it says.
+
+    Args:
+        out: the output folder.
+        identity: what the pictures depend on.
+        group: the processes that share the folder.
+        overwrite: whether pictures of another model are deleted.
 
     Raises:
-        UserError: something else does.
+        UserError: the folder has pictures of another model or protocol.
     """
     path = out / "run.json"
-    identity = json.loads(json.dumps(identity))
-    if crew.is_first and not path.is_file():
-        try:
-            write_text(path, json.dumps(identity, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"cannot write to '{out}': {error.strerror or error}; give another --out"
-            ) from error
-    crew.wait()
-    found = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
-    if changed:
+    if group.is_main:
+        if overwrite and path.is_file() and _changes(path, identity):
+            shutil.rmtree(out)
+        if not path.is_file():
+            try:
+                write_text(path, json.dumps(identity, indent=1) + "\n")
+            except OSError as error:
+                raise UserError(
+                    f"cannot write to '{out}': {error.strerror or error}; give another --out"
+                ) from error
+    group.barrier()
+    if changed := _changes(path, identity):
         raise UserError(
-            f"'{out}' holds pictures of another run ({', '.join(changed)} differ); give another --out"
+            f"'{out}' has pictures of another run ({', '.join(changed)} changed); give another --out"
         )
 
 
-def contract_row(model: ModelRecord, numbers: dict[str, Number], cost: CostRecord, n: int) -> dict[str, Any]:
-    """The row that every results.json of the project has; what was not measured is null."""
-
-    def value(*names: str) -> float | None:
-        return next((numbers[name].value for name in names if name in numbers), None)
-
-    row = Row(
-        model=model.kind,
-        steps=model.steps,
-        nfe=cost.nfe,
-        frechet_distance=value("frechet_distance", "fid"),
-        frechet_distance_to_teacher=value("frechet_distance_to_teacher", "fid_to_teacher"),
-        kid=value("kid"),
-        clip_score=value("clip"),
-        prompt_accuracy=value("prompt_accuracy"),
-        background_error=value("background_error"),
-        guidance_scale=model.guidance_scale,
-        latency_s=cost.latency_s,
-        n=n,
-        name=model.name,
-        sampler=model.scheduler,
-        images_per_s=cost.images_per_s,
-        dtype=model.dtype,
-        device=model.device,
-    )
-    return vars(row).copy()
+def _changes(path: Path, identity: Mapping[str, Any]) -> list[str]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return sorted(key for key, value in identity.items() if found.get(key) != value)
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of what takes part in the numbers."""
+    """Versions of Python and of the packages that affect the numbers."""
     found = {"python": platform.python_version()}
     for name in VERSIONED:
         try:

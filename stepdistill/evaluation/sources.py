@@ -1,4 +1,4 @@
-"""From what a user names (a pipeline, an export, a LoRA) to a `Generation` and a record of it."""
+"""Load what a user names (a pipeline, an export, a LoRA) as a `Generation`, with a record of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,26 +17,29 @@ from stepdistill.denoisers.loading import absent_components
 from stepdistill.diffusion.sampler import steps_in_words
 from stepdistill.errors import UserError
 from stepdistill.evaluation.document import ModelRecord
+from stepdistill.evaluation.drawing import Painter
 from stepdistill.evaluation.generation import Generation, weights_of
 from stepdistill.export.contract import CONTRACT_NAME, apply_sampler, plain_config, read_contract
 from stepdistill.export.use import load_export
 
+EMBEDDED_TEACHERS = ("emoji-sd", "emoji-sd3")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is to draw.
+    """A model to evaluate.
 
     Attributes:
         pipeline: folder or hub id of a diffusers pipeline, or an export of this project.
         lora: a LoRA for it: file, folder, hub id or export; an export brings its sampler.
-        steps: of the call; default: the export's, or the pipeline's own default.
-        guidance_scale: the same.
+        steps: inference steps; default: the export's, or the pipeline's.
+        guidance_scale: default as for steps.
         arguments: further arguments of the pipeline's call.
         dtype: of the weights: fp32, bf16 or fp16.
-        name: as shown in tables; default: the last part of the path.
-        kind: `teacher` or `student`, for colours and the slider.
+        name: shown in tables; default: the last part of the path.
+        kind: `teacher` or `student`.
+        method: of the student's training.
     """
 
     pipeline: str
@@ -47,24 +50,34 @@ class Source:
     dtype: str = "fp32"
     name: str | None = None
     kind: str = "student"
+    method: str | None = None
 
 
-def open_source(source: Source, device: torch.device) -> tuple[Generation, ModelRecord]:
-    """Load the pipeline, put it on the device, and record what it is.
+@dataclass(frozen=True)
+class Drawn:
+    """A model to evaluate: a painter that draws its pictures (a `Generation`), or a folder of existing pictures."""
+
+    model: ModelRecord
+    painter: Painter | None = None
+    folder: Path | None = None
+
+
+def open_source(source: Source, device: torch.device) -> Drawn:
+    """Load the pipeline onto the device and describe it.
 
     Raises:
-        UserError: it cannot be loaded, or an argument is not one of its call.
+        UserError: it cannot be loaded, or its call has no such argument.
     """
     if source.dtype not in DTYPES:
-        raise UserError(f"--dtype is one of {', '.join(DTYPES)}, not '{source.dtype}'")
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, not '{source.dtype}'")
     pipe, call = _load(source)
     dtype = DTYPES[source.dtype]
-    if pipe.dtype != dtype:  # An export is loaded in float32; a pipeline already as asked.
+    if pipe.dtype != dtype:  # exports are loaded in float32
         pipe.to(dtype)
     pipe.to(device)
     given = {"num_inference_steps": source.steps, "guidance_scale": source.guidance_scale}
     call = call | {key: value for key, value in given.items() if value is not None} | dict(source.arguments)
-    if source.steps is not None:  # An export's own grid is for its own number of steps.
+    if source.steps is not None:  # the export's grid has the export's number of steps
         call = {
             key: value
             for key, value in call.items()
@@ -74,21 +87,39 @@ def open_source(source: Source, device: torch.device) -> tuple[Generation, Model
 
 
 def describe(
-    pipe: DiffusionPipeline, call: Mapping[str, Any], source: Source
-) -> tuple[Generation, ModelRecord]:
-    """A generation of a loaded pipeline, and its record with the defaults of its call filled in."""
+    pipe: DiffusionPipeline,
+    call: Mapping[str, Any],
+    source: Source,
+    *,
+    scheduler: Any = None,
+    sampler: str | None = None,
+    autocast: torch.dtype = torch.float32,
+) -> Drawn:
+    """A loaded pipeline with its record, in which the defaults of the call are filled in.
+
+    Args:
+        pipe: the pipeline.
+        call: arguments of its call.
+        source: where it comes from.
+        scheduler: a scheduler in place of the pipeline's own.
+        sampler: its name in tables; default: its class.
+        autocast: dtype of the autocast region.
+
+    Raises:
+        UserError: the pipeline's call has no such argument.
+    """
     parameters = inspect.signature(pipe.__call__).parameters
     unknown = [name for name in call if name not in parameters]
     if unknown:
         raise UserError(
-            f"a {type(pipe).__name__} is not called with {', '.join(unknown)}; leave out what set it "
-            "(--steps sets num_inference_steps, --guidance guidance_scale)"
+            f"{type(pipe).__name__} takes no {', '.join(unknown)}; remove the option that sets it "
+            "(--steps sets num_inference_steps, --guidance sets guidance_scale)"
         )
     arguments = dict(call)
     steps = arguments.pop("num_inference_steps", _default(parameters, "num_inference_steps"))
     guidance = arguments.pop("guidance_scale", _default(parameters, "guidance_scale"))
-    generation = Generation(pipe, source.kind, steps=steps, guidance_scale=guidance, arguments=arguments)
-    scheduler: Any = pipe.scheduler
+    generation = Generation(pipe, steps, guidance, arguments, scheduler, autocast)
+    scheduler = scheduler or cast(Any, pipe).scheduler
     title = Path(source.lora or source.pipeline).name or source.pipeline
     record = ModelRecord(
         name=source.name or f"{title}, {steps_in_words(steps)}",
@@ -98,17 +129,27 @@ def describe(
         weights=_weights_digest(pipe),
         steps=steps,
         guidance_scale=guidance,
+        method=source.method,
         scheduler=type(scheduler).__name__,
+        sampler=sampler or type(scheduler).__name__.removesuffix("Scheduler"),
         scheduler_config=_plain(plain_config(scheduler.config)),
         arguments=_plain(arguments),
-        dtype=source.dtype,
+        dtype=str(pipe.dtype if autocast == torch.float32 else autocast).removeprefix("torch."),
         device=device_name(pipe.device),
     )
-    return generation, record
+    return Drawn(record, generation)
+
+
+def default_protocol(source: str) -> str | None:
+    """The emoji protocol for the embedded teachers and their exported students; None for any other model."""
+    folder = Path(source).expanduser()
+    contracts = [place for place in (folder, folder / "export") if (place / CONTRACT_NAME).is_file()]
+    base = str(read_contract(contracts[0]).base_model) if contracts else source
+    return "emoji" if Path(base).name in EMBEDDED_TEACHERS else None
 
 
 def device_name(device: torch.device) -> str:
-    """Name of the processor, as a reader of timings needs it."""
+    """Name of the GPU, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -159,12 +200,12 @@ def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
 def _weights_digest(pipe: DiffusionPipeline) -> str | None:
     weights = weights_of(pipe)
     if any(tensor.is_meta for tensor in weights.values()):
-        return None  # Offloaded weights are not here to be read.
+        return None  # offloaded weights cannot be read
     return fingerprint(weights.items())[:16]
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON can hold; anything else by its name."""
+    """JSON-serialisable values; others by their name."""
     simple = (str, int, float, bool, list, tuple, dict, type(None))
     return {
         key: value if isinstance(value, simple) else getattr(value, "__name__", str(value))

@@ -1,4 +1,4 @@
-"""What a picture costs: network evaluations, seconds with and without text encoder and decoder, throughput, memory."""
+"""The cost of a picture: network evaluations, latency with and without text encoder and decoder, throughput, memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from stepdistill.evaluation.sources import device_name
 
 @dataclass(frozen=True)
 class CostRules:
-    """How costs are measured; they stand beside the numbers.
+    """How costs are measured; written beside the numbers.
 
     Attributes:
-        warmup: calls that are not timed.
-        repeats: timed calls at batch 1, of which the median is taken; 0 measures nothing but the network evaluations.
-        throughput_batch: pictures a call where throughput is measured; 0 leaves it out.
-        throughput_repeats: timed calls of it, of which the median is taken.
+        warmup: untimed calls.
+        repeats: timed calls at batch 1, reduced by the median; 0 counts network evaluations only.
+        throughput_batch: batch size for the throughput; 0 skips it.
+        throughput_repeats: timed calls for the throughput, reduced by the median.
     """
 
     warmup: int = 3
@@ -35,14 +35,18 @@ class CostRules:
     throughput_repeats: int = 3
 
 
+RUN_COST = CostRules(warmup=1, repeats=3, throughput_batch=4, throughput_repeats=1)
+"""Rules for the rows of a run."""
+
+
 class Stopwatch:
-    """Seconds of what runs on a device: CUDA events where it is a GPU, so that nothing waits in between; the clock elsewhere."""
+    """Measures seconds on a device: CUDA events on a GPU, which do not synchronise; the clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def mark(self) -> Any:
-        """A point in time of the device's work."""
+        """Record a point in time."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -50,7 +54,7 @@ class Stopwatch:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds from one mark to another."""
+        """Seconds between two marks."""
         if self.device.type != "cuda":
             return end - start
         end.synchronize()
@@ -67,14 +71,12 @@ class Timed:
 
 
 def measure_cost(generation: Generation, prompt: str, rules: CostRules) -> CostRecord:
-    """Cost of one picture of a pipeline.
+    """Measure the cost of one picture.
 
-    Latency is from prompt to pixels at batch 1. `latency_network_s` leaves out what `encode_prompt` and the decoder took in the same
-    calls, as papers quote it that count the network alone.
+    Latency is from prompt to pixels at batch 1. `latency_network_s` subtracts the time of `encode_prompt` and of the decoder in
+    the same calls, as in papers that quote the network alone.
     """
     pipe = generation.pipeline
-    if pipe is None:
-        raise ValueError("the cost of a callable cannot be measured")
     device = torch.device(pipe.device)
     with counted_evaluations(pipe) as rows:
         generate(generation, [prompt], [0])
@@ -100,7 +102,7 @@ def measure_cost(generation: Generation, prompt: str, rules: CostRules) -> CostR
 
 
 def throughput(generation: Generation, prompt: str, rules: CostRules) -> float | None:
-    """Pictures a second at the batch size of the rules."""
+    """Pictures per second at the rules' batch size."""
     count = rules.throughput_batch
     if count == 0:
         return None
@@ -112,7 +114,7 @@ def throughput(generation: Generation, prompt: str, rules: CostRules) -> float |
 
 
 def timed_call(generation: Generation, prompts: list[str], seeds: list[int]) -> Timed:
-    """One call of the pipeline, with its encoder and decoder timed on their own."""
+    """Time one call of the pipeline, and its encoder and decoder within it."""
     pipe: Any = generation.pipeline
     watch = Stopwatch(torch.device(pipe.device))
     spans: dict[str, list[tuple[Any, Any]]] = {"encode": [], "decode": []}
@@ -130,7 +132,7 @@ def timed_call(generation: Generation, prompts: list[str], seeds: list[int]) -> 
 
 @contextmanager
 def _timed_method(owner: Any, name: str, watch: Stopwatch, spans: list[tuple[Any, Any]]) -> Iterator[None]:
-    """Times every call of a method in the block, by an attribute of the object itself; nothing where there is no such method."""
+    """Time every call of a method in the block by an instance attribute; a missing method is ignored."""
     method: Callable[..., Any] | None = getattr(owner, name, None)
     if method is None:
         yield
@@ -150,7 +152,7 @@ def _timed_method(owner: Any, name: str, watch: Stopwatch, spans: list[tuple[Any
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of the device since its counter was reset; on a CPU of the process since its start."""
+    """Peak memory of a GPU since its counter was reset; on a CPU, of the process since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

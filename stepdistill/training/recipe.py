@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from stepdistill.data.config import PairsConfig
 from stepdistill.denoisers.config import Roles
 from stepdistill.distillers.config import DistillerConfig
 from stepdistill.distillers.registry import ENTRIES, METHODS, options_of
-from stepdistill.errors import UserError
+from stepdistill.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from stepdistill.distillers.base import Distiller
@@ -129,18 +128,23 @@ class ValidationConfig(Section):
     )
     seed: int = 0
     num_scored: int = Field(
-        default=0, ge=0, description="images for the running Frechet distance (emoji only); 0: off"
+        default=0, ge=0, description="pictures scored at each validation (emoji protocol only); 0: off"
     )
-    num_evaluated: int = Field(
-        default=0, ge=0, description="images per row of results.json (emoji only); 0: not measured"
+    protocol: str | None = Field(
+        default=None,
+        description="protocol of the evaluation; null: emoji for the embedded teachers, else none",
     )
-    with_coverage: bool = Field(
-        default=True, description="measure coverage at the end too: 512 more pictures a row"
+    protocol_prompts: str | None = Field(
+        default=None, description="file or folder of the protocol's prompts; null: its own source"
     )
+    reference: str | None = Field(
+        default=None, description="statistics (.npz) or folder of reference pictures"
+    )
+    metrics: list[str] = Field(default_factory=list, description="empty: the protocol's default metrics")
+    num_evaluated: int = Field(default=0, ge=0, description="prompts evaluated at the end; 0: no evaluation")
+    with_coverage: bool = Field(default=True, description="measure emoji coverage: 512 more pictures per row")
     evaluated_steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(
-        default_factory=list,
-        description="numbers of steps at which the student is measured; empty: method.num_steps. Most methods' students run in "
-        "other numbers than the one they were trained for",
+        default_factory=list, description="steps at which the student is evaluated; empty: method.num_steps"
     )
 
 
@@ -256,23 +260,6 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"'{override}': '{parent}' holds a value and has no keys below it")
     node[leaf] = yaml.safe_load(value)
-
-
-def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """A hint at the nearest known word, or nothing.
-
-    >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
-    " (did you mean 'learning_rate'?)"
-    """
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-    best = max(near, key=lambda name: _closeness(word, name), default=None)
-    return f" (did you mean '{best}'?)" if best else ""
-
-
-def _closeness(word: str, name: str) -> tuple[float, int]:
-    """The part of the longer word that both share; of equals the one of the same length ("dmd3" is "dmd2", not "dmd")."""
-    shared = sum(block.size for block in difflib.SequenceMatcher(None, word, name).get_matching_blocks())
-    return shared / max(len(word), len(name)), -abs(len(word) - len(name))
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,8 @@ from stepdistill.metrics.scorers.rewards import load_reward
 from stepdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 from stepdistill.training.device import training_device
 from stepdistill.training.ema import EMA
+from stepdistill.training.evaluation import evaluate_run, evaluation_at_the_end, picture_scorer
 from stepdistill.training.recipe import Recipe, load_recipe
-from stepdistill.training.scoring import EmojiScorer, evaluate_run
 from stepdistill.training.trainer import Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,16 +39,19 @@ def distill(recipe: Recipe) -> Path:
         UserError: the input is wrong; the message says the fix.
         RunInterruptedError: a signal stopped the run after a checkpoint was written.
     """
-    run_dir = start_run_folder(recipe)
+    run_dir, evaluation = start_run_folder(recipe), evaluation_at_the_end(recipe)
     trainer = build_trainer(recipe)
+    if evaluation is None and recipe.validation.num_evaluated and trainer.is_main:
+        sys.stderr.write(
+            "stepdistill: no evaluation at the end, since no protocol applies to "
+            f"{recipe.model.pretrained_model_name_or_path}; set validation.protocol\n"
+        )
     trainer.fit()
     if not trainer.is_main:
         return run_dir
     place_encoders(trainer.distiller.teacher, text=trainer.device, images=trainer.device)
     with trainer.student_average():
-        results = (
-            evaluate_run(trainer.distiller, recipe, run_dir) if recipe.validation.num_evaluated else None
-        )
+        results = None if evaluation is None else evaluate_run(trainer.distiller, recipe, evaluation)
         export_student(trainer.distiller, recipe, trainer.data.prompts, run_dir, results)
     write_report(run_dir)
     return run_dir
@@ -148,7 +152,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
         data,
         validation=recipe.validation,
         report_to=recipe.track.report_to,
-        scorer=EmojiScorer() if recipe.validation.num_scored else None,
+        scorer=picture_scorer(recipe),
     )
 
 

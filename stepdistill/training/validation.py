@@ -1,4 +1,4 @@
-"""What is drawn and measured while training: picture grids, x0 triptychs, drift and diversity."""
+"""Validation during training: picture grids, x0 triptychs, drift and diversity."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ TRIPTYCH_TIME = 0.6
 SAMPLE_BATCH = 64
 
 Scorer = Callable[[Images, Sequence[str]], Mapping[str, float]]
-"""Numbers for generated images and their prompts; `frechet_distance` among them is what keep-best goes by."""
+"""Images and their prompts to numbers by name; keep-best uses `frechet_distance`."""
 
 
 class Validator:
-    """Draws the same noises and prompts every time, so that pictures of different steps compare.
+    """Draws the same prompts from the same noise every time, so that pictures of different steps are comparable.
 
     Args:
-        distiller: the method; its `fake_score`, where it has one, is in the triptych.
-        data: prompts for the scored images.
+        distiller: the method; its fake score, if it has one, is shown in the triptych.
+        data: prompts of the scored images.
         config: what to draw.
-        run_dir: pictures go to `samples/`.
-        scorer: measures `config.num_scored` images at each validation.
+        run_dir: grids are written to `samples/`.
+        scorer: scores `config.num_scored` images at each validation.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Validator:
 
     @torch.no_grad()
     def run(self, step: int) -> dict[str, float]:
-        """Draw the grids of a step and return what was measured."""
+        """Draw the grids of a step and return its numbers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         full, few = self.teacher_latents()
         student = self.student_latents(self.cond, "grid")
@@ -84,7 +84,7 @@ class Validator:
         return values | self.scores()
 
     def teacher_latents(self) -> tuple[Latents, Latents]:
-        """The teacher's latents at its full number of steps and at the student's; made once."""
+        """The teacher's latents at full steps and at the student's number of steps, computed once."""
         if self._teacher is None:
             num_steps = len(self.distiller.sampler().times)
             scale = self.config.teacher_guidance_scale
@@ -95,10 +95,10 @@ class Validator:
         return self._teacher
 
     def endpoint_error(self) -> Tensor:
-        """Rms distance of the student's first x0 to where the teacher's trajectory from the same noise ends.
+        """RMS distance of the student's first x0 to the end of the teacher's trajectory from the same noise.
 
-        The teacher has the guidance scale that the student is trained at. It is the one measure of a consistency student
-        that has a scale: its loss has none.
+        The teacher uses the guidance scale of the student's training. Unlike the loss of a consistency method, this measure
+        has an absolute scale.
         """
         if self._endpoint is None:
             self._endpoint = self._teacher_at(self.config.teacher_steps, self.distiller.config.guidance_scale)
@@ -116,7 +116,7 @@ class Validator:
         return teacher_trajectory(teacher, self._noise("grid", len(self.cond)), self.cond, times, guidance).x0
 
     def student_latents(self, cond: Conditioning, purpose: str) -> Latents:
-        """Student samples for the rows of a conditioning, the same noise at every step of training."""
+        """Student samples for a conditioning, from the same noise at every training step."""
         noise, parts = self._noise(purpose, len(cond)), []
         for rows in torch.arange(len(cond), device=noise.device).split(SAMPLE_BATCH):
             rng = self._stream(purpose, rows.tolist())
@@ -126,7 +126,7 @@ class Validator:
         return torch.cat(parts)
 
     def draw_triptych(self, step: int, student: Latents) -> None:
-        """What student, teacher and fake score make of the same noised student samples."""
+        """Draw the student's samples, and the x0 of teacher and fake score for the same noised samples."""
         distiller, count = self.distiller, len(student)
         t = torch.full((count,), TRIPTYCH_TIME, device=student.device)
         x_t = distiller.teacher.schedule.add_noise(student, self._noise("triptych", count), t)
@@ -134,9 +134,7 @@ class Validator:
         fake_scores = [each for name, each in distiller.networks().items() if name.startswith("fake_score")]
         judges = {
             "teacher's x0": distiller.teacher,
-            "fake score's x0": fake_scores[-1]
-            if fake_scores
-            else None,  # where there are several, of the last step
+            "fake score's x0": fake_scores[-1] if fake_scores else None,  # of several, that of the last step
         }
         for name, judge in judges.items():
             if isinstance(judge, Denoiser):
@@ -145,7 +143,7 @@ class Validator:
         grid(rows, self.prompts).save(self.folder / f"triptych_{step:06d}.png")
 
     def diversity(self) -> Tensor:
-        """Mean distance between latents of one prompt over seeds, as a part of the latents' norm."""
+        """Mean distance between latents of one prompt over seeds, relative to the latents' norm."""
         rows = torch.arange(len(self.cond), device=self.data.device).repeat_interleave(NUM_SEEDS)
         latents = self.student_latents(self.cond[rows], "diversity").flatten(1).float()
         groups = latents.view(len(self.cond), NUM_SEEDS, -1)
@@ -153,7 +151,7 @@ class Validator:
         return pairs.mean() / latents.norm(dim=1).mean()
 
     def scores(self) -> dict[str, float]:
-        """The scorer's numbers on student images, under `validation/`."""
+        """The scorer's numbers on student images, prefixed with `validation/`."""
         if self.scorer is None or self.config.num_scored == 0:
             return {}
         count = min(self.config.num_scored, len(self.data.prompts))

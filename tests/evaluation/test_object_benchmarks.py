@@ -83,10 +83,10 @@ def test_geneval_scores_are_means_over_tasks(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "cannot read"),
-        ("", "holds no result"),
+        ("", "contains no results"),
         ('{"tag": "a"}\n', "lacks 'metadata'"),
-        ("no\n", "no JSON lines"),
-        ("[1]\n", "no JSON objects"),
+        ("no\n", "not a JSON lines file"),
+        ("[1]\n", "not JSON objects"),
     ],
 )
 def test_other_files_are_no_geneval_results(tmp_path: Path, text: str | None, message: str) -> None:
@@ -99,7 +99,7 @@ def test_other_files_are_no_geneval_results(tmp_path: Path, text: str | None, me
 
 def test_other_files_are_no_geneval_prompts(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a cat"}\n')
-    with pytest.raises(UserError, match="line 1 is no prompt of GenEval"):
+    with pytest.raises(UserError, match="line 1 is not a GenEval prompt"):
         read_geneval_prompts(tmp_path / "prompts.jsonl")
 
 
@@ -128,7 +128,7 @@ def test_dpg_takes_one_picture_without_a_grid_and_no_other_number(tmp_path: Path
     with pytest.raises(ValueError, match="a: a picture of 5 x 5 pixels, not 4 x 4"):
         write_dpg_folder(tmp_path / "size", ["a"], [[picture(3, side=5)]], resolution=4)
     (tmp_path / "one" / "results.txt").write_text("")
-    with pytest.raises(UserError, match=r"holds 'results\.txt'"):
+    with pytest.raises(UserError, match=r"contains 'results\.txt'"):
         write_dpg_folder(tmp_path / "one", ["a"], [[picture(3)]], resolution=4)
     with pytest.raises(UserError, match="no prompts of DPG-Bench"):
         read_dpg_prompts(tmp_path / "none")
@@ -138,10 +138,10 @@ def test_pictures_of_an_earlier_run_would_be_counted(tmp_path: Path) -> None:
     four = [picture(n) for n in range(4)]
     write_geneval_folder(tmp_path / "geneval", PROMPTS, [four, four])
     assert write_geneval_folder(tmp_path / "geneval", PROMPTS, [four, four]) == 8
-    with pytest.raises(UserError, match=r"00001/samples/0000\.png is of an earlier run"):
+    with pytest.raises(UserError, match=r"00001/samples/0000\.png is from an earlier run"):
         write_geneval_folder(tmp_path / "geneval", PROMPTS[:1], [four])
     write_dpg_folder(tmp_path / "dpg", ["a", "b"], [four, four], resolution=4)
-    with pytest.raises(UserError, match=r"holds 'b\.png'"):
+    with pytest.raises(UserError, match=r"contains 'b\.png'"):
         write_dpg_folder(tmp_path / "dpg", ["a"], [four], resolution=4)
 
 
@@ -176,7 +176,7 @@ def test_dpg_results_by_category(tmp_path: Path) -> None:
     }
     assert scores.to_json()["num_prompts"] == 2
     file.write_text(RESULTS.rpartition("DPG")[0])
-    with pytest.raises(UserError, match="run to its end"):
+    with pytest.raises(UserError, match="to completion"):
         read_dpg_results(file)
     with pytest.raises(UserError, match="cannot read"):
         read_dpg_results(tmp_path / "none.txt")

@@ -44,7 +44,8 @@ def noise(seed: int = 0) -> Image.Image:
 def test_pictures_are_kept_without_loss(tmp_path: Path, file_format: FileFormat) -> None:
     store = PictureStore(tmp_path, file_format)
     store.add([noise(0), noise(1)], [record_of(0), record_of(1234)])
-    records = store.merge()
+    store.merge()
+    records = list(store.records().values())
     assert [record.file for record in records] == [
         f"images/000/000000.{file_format}",
         f"images/001/001234.{file_format}",
@@ -57,20 +58,33 @@ def test_blocks_that_end_in_any_order_are_one_manifest_in_order(tmp_path: Path) 
     for index in (5, 0, 3):
         store.add([noise(index)], [record_of(index)])
     assert list(store.records()) == [0, 3, 5]
-    assert [record.index for record in store.merge()] == [0, 3, 5]
+    store.merge()
     assert not (tmp_path / ".parts/manifest").exists()
     assert [record.index for record in read_manifest(tmp_path / MANIFEST)] == [0, 3, 5]
     assert list(store.records()) == [0, 3, 5]
 
 
-def test_pictures_that_are_gone_or_cut_short_are_not_there(tmp_path: Path) -> None:
+def test_deleted_and_truncated_pictures_are_missing(tmp_path: Path) -> None:
     store = PictureStore(tmp_path)
     store.add([noise(0), noise(1), noise(2)], [record_of(0), record_of(1), record_of(2)])
-    whole = store.merge()
+    store.merge()
+    whole = list(store.records().values())
     (tmp_path / whole[0].file).unlink()
     content = (tmp_path / whole[1].file).read_bytes()
     (tmp_path / whole[1].file).write_bytes(content[:-1])
-    assert list(store.records()) == [2]
+    assert [store.has_picture(record) for record in whole] == [False, False, True]
+    assert list(store.records()) == [0, 1, 2], "what was scored is still known"
+    with pytest.raises(UserError, match="is missing"):
+        store.open(whole[0])
+
+
+def test_only_the_first_pictures_are_kept(tmp_path: Path) -> None:
+    store = PictureStore(tmp_path)
+    store.add([noise(0), noise(1)], [record_of(0), record_of(1)])
+    store.merge()
+    for _ in range(2):
+        store.keep_first(1)
+        assert [store.has_picture(record) for record in store.records().values()] == [True, False]
 
 
 def test_keys_of_other_versions_are_left_out(tmp_path: Path) -> None:
@@ -109,5 +123,5 @@ def test_files_are_found_whatever_their_case_and_sorted(tmp_path: Path) -> None:
         "b/0.webp",
         "b/1.png",
     ]
-    with pytest.raises(UserError, match="there are no pictures"):
+    with pytest.raises(UserError, match="contains no pictures"):
         picture_files(tmp_path / "nowhere")

@@ -39,7 +39,9 @@ def test_more_than_there_are_is_a_mistake(tmp_path: Path) -> None:
 
 def test_the_embedded_protocol_may_be_shortened_and_not_lengthened() -> None:
     protocol = replace(protocol_named("emoji"), num_prompts=7)
-    assert [len(load_prompt_set(protocol, limit=limit)) for limit in (None, 3, 9)] == [7, 3, 7]
+    assert [len(load_prompt_set(protocol, limit=limit)) for limit in (None, 3, 7)] == [7, 3, 7]
+    with pytest.raises(UserError, match="--limit 9: there are only 7 prompts"):
+        load_prompt_set(protocol, limit=9)
 
 
 def test_empty_rows_are_left_out_and_ids_are_those_of_the_file(tmp_path: Path) -> None:

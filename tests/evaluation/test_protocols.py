@@ -13,9 +13,8 @@ import pytest
 
 from stepdistill.errors import UserError
 from stepdistill.evaluation.catalogue import METRICS, chosen_metrics, variant_of
-from stepdistill.evaluation.embedded.emoji import evaluation_captions
 from stepdistill.evaluation.prompt_sets import PromptSet, load_prompt_set
-from stepdistill.evaluation.protocols import EMOJI, PROTOCOLS, Benchmark, protocol_named
+from stepdistill.evaluation.protocols import PROTOCOLS, Protocol, protocol_named
 
 HASHES = {
     "coco2014-30k-dmd2": "0d16bb1612fe",
@@ -23,26 +22,27 @@ HASHES = {
     "mjhq30k": "8287530de56d",
     "hpsv2-benchmark": "01ba4a14497e",
     "partiprompts": "270231e00dda",
-    "emoji": "09c08663a45f",
+    "emoji": "67e0177b0add",
 }
 
 
 def test_the_published_hashes_do_not_move() -> None:
     """A number in somebody's paper names one of these."""
     assert {name: protocol.hash for name, protocol in PROTOCOLS.items()} == HASHES
-    assert EMOJI.hash == "f104c4d9a5cf"
 
 
-def test_words_for_readers_are_not_hashed_and_all_else_is() -> None:
+def test_what_changes_no_number_is_not_hashed_and_all_else_is() -> None:
     protocol = protocol_named("coco2014-30k-dmd2")
     changes: dict[str, Any] = {
         "name": "x", "prompts": "hub:a/b:c", "num_prompts": 5, "variants": (("fid", "inception/clean"),),
-        "samples_per_prompt": 2, "seed": 1, "rounding": "round", "square": 512, "reference": "x", "source": "x",
+        "samples_per_prompt": 2, "seed": 1, "rounding": "round", "square": 512, "metrics": ("clip",), "sampler_search": 5,
+        "reference": "x", "source": "x",
     }  # fmt: skip
-    assert set(changes) == {field.name for field in fields(Benchmark)}
+    unhashed = ("metrics", "sampler_search", "reference", "source")
+    assert set(changes) == {field.name for field in fields(Protocol)}
     for name, value in changes.items():
         changed = replace(protocol, **{name: value})
-        assert (changed.hash == protocol.hash) == (name in ("reference", "source")), name
+        assert (changed.hash == protocol.hash) == (name in unhashed), name
     with pytest.raises(FrozenInstanceError):
         protocol.seed = 1  # type: ignore[misc]
 
@@ -74,7 +74,7 @@ def test_every_name_of_a_protocol_is_a_metric(name: str) -> None:
 
 
 def test_an_unknown_protocol_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match="there is no protocol 'coco'; there are coco2014-30k-dmd2"):
+    with pytest.raises(UserError, match="unknown protocol 'coco'; known protocols: coco2014-30k-dmd2"):
         protocol_named("coco")
 
 
@@ -128,13 +128,13 @@ def test_missing_prompts_say_what_to_give(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"give --prompts FILE, such as captions_val2014\.json"):
         load_prompt_set(protocol_named("coco2014-30k-dmd2"))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", _offline)
-    with pytest.raises(UserError, match="without a network give --prompts FILE"):
+    with pytest.raises(UserError, match="give a copy of the file with --prompts FILE"):
         load_prompt_set(protocol_named("mjhq30k"))
     table = tmp_path / "a.csv"
     table.write_text("words\nx\n")
     for source, message in {
         str(tmp_path / "no.txt"): "there is no file",
-        str(tmp_path): "holds no PartiPrompts.tsv",
+        str(tmp_path): "has no PartiPrompts.tsv",
         str(table): r"has the columns \['words'\]",
         str(tmp_path / "a.doc"): "is not a .txt",
     }.items():
@@ -150,7 +150,10 @@ def _offline(*args: Any, **kwargs: Any) -> str:
 
 
 def test_the_emoji_protocol_has_the_frozen_captions() -> None:
-    from stepdistill.data.emoji import EmojiWorld
+    from stepdistill.data.emoji import EVALUATION_SEED, EmojiWorld
 
-    found = load_prompt_set(protocol_named("emoji"), limit=20)
-    assert list(found.prompts) == evaluation_captions(EmojiWorld(), 20).captions
+    emoji = protocol_named("emoji")
+    found = load_prompt_set(emoji, limit=20)
+    assert list(found.prompts) == EmojiWorld().scenes(EVALUATION_SEED, range(20))[1]
+    with pytest.raises(UserError, match="--limit 2001: there are only 2000 prompts"):
+        load_prompt_set(emoji, limit=2001)

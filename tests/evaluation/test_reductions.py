@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stepdistill.metrics.kernels import kernel_distance_of_subsets
-from stepdistill.metrics.neighbours import precision_recall_density_coverage
 from torch import Tensor
 
 from stepdistill.evaluation import reductions
+from stepdistill.evaluation.columns import Columns
+from stepdistill.evaluation.document import Part
 from stepdistill.evaluation.reductions import (
     JACKKNIFE_GROUPS,
+    Reference,
     frechet,
     jackknife,
     kernel,
@@ -18,23 +19,15 @@ from stepdistill.evaluation.reductions import (
     mean_estimate,
     neighbours,
 )
-from stepdistill.evaluation.scoring import Columns
-from stepdistill.metrics.distances import kernel_distance
+from stepdistill.metrics.distances import (
+    kernel_distance,
+    kernel_distance_of_subsets,
+    precision_recall_density_coverage,
+)
 
 
-class Reference:
-    """Real features."""
-
-    digest = "real"
-
-    def __init__(self, features: Tensor) -> None:
-        self._features = features
-
-    def features(self) -> Tensor:
-        return self._features
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        raise AssertionError("features are known")
+def reference(features: Tensor) -> Reference:
+    return Reference.of("real", features)
 
 
 def columns_of(values: dict[str, Tensor], prompt_index: list[int], categories: list[str | None]) -> Columns:
@@ -50,8 +43,8 @@ def test_a_mean_is_over_prompts_whole_and_by_category() -> None:
     columns = columns_of({"clip": torch.tensor([1.0, 3.0, 6.0, 10.0])}, [0, 0, 1, 2], ["a", "a", "b", None])
     (found,) = mean(columns, "clip", None).values()
     assert found.whole == pytest.approx((6.0, 4 / 3**0.5))
-    assert found.by_category["a"] == ((2.0, None), 2)
-    assert found.by_category["b"] == ((6.0, None), 1)
+    assert found.by_category["a"] == Part(value=2.0, n=2)
+    assert found.by_category["b"] == Part(value=6.0, n=1)
     assert set(found.by_category) == {"a", "b"}
     other = mean(columns_of({"score": torch.tensor([1.0])}, [0], [None]), "hps", None)
     assert other["hps"].whole.value == 1.0
@@ -77,7 +70,7 @@ def test_the_jackknife_leaves_out_prompts_not_pictures() -> None:
 def test_a_distance_has_the_jackknifes_error() -> None:
     fake, real = features(40, seed=0), features(40, seed=1)
     columns = columns_of({"features": fake}, list(range(40)), [None] * 40)
-    estimate = frechet(columns, "fid", Reference(real))["fid"].whole
+    estimate = frechet(columns, "fid", reference(real))["fid"].whole
     error = jackknife(
         lambda kept: reductions.frechet_distance_of_features(kept, real), fake, torch.arange(40)
     )
@@ -92,7 +85,7 @@ def test_large_sets_are_compared_in_subsets(
     """Either side may be the large one; the error of 100 subsets is a tenth of their deviation."""
     fake, real = features(num_fake, seed=0), features(num_real, seed=1, scale=2.0)
     columns = columns_of({"features": fake}, list(range(num_fake)), [None] * num_fake)
-    (name, found), = kernel(columns, "kid", Reference(real)).items()  # fmt: skip
+    (name, found), = kernel(columns, "kid", reference(real)).items()  # fmt: skip
     assert (name, found.whole) == ("kid", (pytest.approx(kernel_distance(fake, real)), None))
 
     def subsets(*sides: Tensor, num_subsets: int, subset_size: int) -> object:
@@ -101,7 +94,7 @@ def test_large_sets_are_compared_in_subsets(
 
     monkeypatch.setattr(reductions, "ALL_PAIRS", 20)
     monkeypatch.setattr(reductions, "kernel_distance_of_subsets", subsets)
-    (name, found), = kernel(columns, "kid", Reference(real)).items()  # fmt: skip
+    (name, found), = kernel(columns, "kid", reference(real)).items()  # fmt: skip
     expected = kernel_distance_of_subsets(fake, real, num_subsets=20, subset_size=5)
     assert name == "kid_subsets"
     assert found.whole == pytest.approx((expected.mean, expected.std / 10))
@@ -111,7 +104,7 @@ def test_precision_is_of_the_generated_side_at_the_fifth_neighbour() -> None:
     """Pictures that cover a small part of the real ones are precise and recall little."""
     fake, real = features(30, seed=0, scale=0.2), features(40, seed=1)
     columns = columns_of({"features": fake}, list(range(30)), [None] * 30)
-    found = {name: each.whole.value for name, each in neighbours(columns, "prdc", Reference(real)).items()}
+    found = {name: each.whole.value for name, each in neighbours(columns, "prdc", reference(real)).items()}
     expected = precision_recall_density_coverage(real, fake, k=5)._asdict()
     assert found == pytest.approx({name: float(value) for name, value in expected.items()})
     assert found["precision"] > 0.9 > 0.5 > found["recall"]

@@ -1,1 +1,1 @@
-"""The embedded emoji problem: its judge, coverage and floor."""
+"""The embedded emoji problem: captions, judge, exact measures, and the floor."""

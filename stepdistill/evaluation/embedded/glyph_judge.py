@@ -1,7 +1,7 @@
-"""Which glyph a picture shows, by comparing shapes: no learned network has a say.
+"""Recognise the glyph in a picture by comparing shapes, without a learned network.
 
-The background is the colour of the border. What differs from it is cut out along its own extent, so that place and scale
-drop out, and compared with the same cut of every glyph, drawn both ways round on that background.
+The background is the colour of the border. The difference from it is cropped to its own extent, which removes position and
+scale, and compared with the same crop of every glyph and its mirror image on that background.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor
 from stepdistill.assets import cache_folder
 from stepdistill.data.cache import cached, fingerprint
 from stepdistill.data.emoji import EmojiWorld, Placement
-from stepdistill.evaluation.embedded.scorers import Verdict, border_colour
+from stepdistill.evaluation.embedded.measures import Verdict, border_colour
 from stepdistill.evaluation.generation import batches
 from stepdistill.metrics.preprocess import quantise
 from stepdistill.typing import Images
 
 CUT_SIZE = 12
 TAIL = 0.03
-"""Part of the shape's mass left outside of its extent on each side: stray pixels do not move the cut."""
+"""Share of the shape's mass left outside its extent on each side, so that stray pixels do not move the crop."""
 THRESHOLDS = (0.06, 0.16)
-"""Differences from the background that count as nothing, and as wholly shape."""
+"""Differences from the background that count as background, and as shape in full."""
 
 
 @dataclass
 class GlyphJudge:
-    """Nearest glyph and nearest named background. On real scenes it errs on less than one in a hundred."""
+    """Nearest glyph and nearest named background; wrong on fewer than one in a hundred real scenes."""
 
     world: EmojiWorld
     _templates: dict[int, Tensor] = field(default_factory=dict, repr=False)
@@ -52,7 +52,7 @@ class GlyphJudge:
         return Verdict(glyphs, colours, backgrounds)
 
     def templates(self, background: int) -> Tensor:
-        """Cuts of all glyphs on a background, then of their mirror images (2 glyphs, d)."""
+        """Crops of all glyphs on a background, then of their mirror images (2 glyphs, d)."""
         if background not in self._templates:
             key = {"what": "templates", "size": CUT_SIZE, "tail": TAIL, "thresholds": THRESHOLDS}
             key |= {"background": background, "glyphs": fingerprint([("glyphs", self.world.glyphs)])}
@@ -73,7 +73,7 @@ class GlyphJudge:
 
 
 def cut_out(images: Images, colours: Tensor) -> Tensor:
-    """What differs from a background colour (B, 3), cut along its extent and scaled to one size (B, d)."""
+    """The difference from a background colour (B, 3), cropped to its extent and resized (B, d)."""
     difference = images - colours[:, :, None, None]
     lo, hi = THRESHOLDS
     mass = F.avg_pool2d(difference, 3, stride=1, padding=1).abs().amax(1)
@@ -89,7 +89,7 @@ def cut_out(images: Images, colours: Tensor) -> Tensor:
 
 
 def extent(mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions between which all but `TAIL` of the mass on either side lies; one profile per row (B, n).
+    """The positions that leave `TAIL` of the mass outside on either side; one profile per row (B, n).
 
     >>> lower, upper = extent(torch.tensor([[0.0, 1.0, 1.0, 0.0]])); lower.round(decimals=2), upper.round(decimals=2)
     (tensor([1.0600]), tensor([2.9400]))

@@ -1,54 +1,57 @@
-"""Tables over scored runs: one column for each metric and address, so numbers of different protocols never stand in one column."""
+"""Tables over scored folders: one column per metric and hash, so that numbers of different protocols never share a column."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from stepdistill.evaluation.document import Number, RunResults
+from stepdistill.evaluation.pages.tables import escaped
 
 TableStyle = Literal["markdown", "latex", "csv"]
+Marks = Mapping[int | None, str]
+"""Formats of the best, the second and any other number."""
 
 
 @dataclass(frozen=True)
 class NumberColumn:
-    """A metric under one address."""
+    """A metric under one hash."""
 
     name: str
     protocol: str
-    """Hash: what sets apart columns of one name."""
+    """Hash that distinguishes columns of one name."""
     protocol_name: str
     variant: str
     title: str
     better: int
 
     def value(self, run: RunResults) -> Number | None:
-        """The run's number of this very address, or None."""
+        """The run's number under this hash, or None."""
         number = run.metrics.get(self.name)
         return number if number is not None and number.protocol == self.protocol else None
 
     @property
     def arrow(self) -> str:
-        """Which way is better."""
+        """Direction of improvement."""
         return {1: "↑", -1: "↓"}.get(self.better, "")
 
 
 @dataclass(frozen=True)
 class CostColumn:
-    """A cost, which no protocol changes; it compares on one device only, and so is never marked as best."""
+    """A setting or cost. Costs are comparable on one device only, so none is marked as best."""
 
     name: str
     title: str
     form: str
     field: str
     is_setting: bool = False
-    """Settings stand before the numbers, costs after them."""
+    """Settings come before the numbers, costs after."""
 
     def text(self, run: RunResults) -> str:
-        """The value as shown; empty where it was not measured."""
+        """The formatted value; empty if not measured."""
         value = getattr(run.model if self.field == "model" else run.cost, self.name)
         return "" if value is None else self.form.format(value)
 
@@ -66,7 +69,7 @@ COSTS = (
 
 
 def number_columns(runs: Sequence[RunResults]) -> list[NumberColumn]:
-    """The columns that some run has a number for, in the order in which they come."""
+    """The columns that some run has a number for, in order of appearance."""
     found: dict[tuple[str, str], NumberColumn] = {}
     for run in runs:
         for name, number in run.metrics.items():
@@ -86,7 +89,7 @@ def cost_columns(runs: Sequence[RunResults], *, settings: bool) -> list[CostColu
 
 
 def best_rank(column: NumberColumn, run: RunResults, runs: Sequence[RunResults]) -> int | None:
-    """1 for the best number of a column and 2 for the second, of at least two; else None."""
+    """1 for the best number of a column, 2 for the second; None otherwise, and in columns with one number."""
     values = sorted(
         {
             number.value
@@ -103,7 +106,7 @@ def best_rank(column: NumberColumn, run: RunResults, runs: Sequence[RunResults])
 
 
 def digits(value: float, error: float | None) -> int:
-    """Decimals that a number is worth: two of its standard error, or four figures in all.
+    """Decimals to show: two digits of the standard error, or four digits in all.
 
     >>> digits(19.3256, 0.12), digits(0.33213, 0.0004), digits(1234.5, None), digits(0.002, 0.0), digits(2.5, None)
     (2, 5, 0, 4, 3)
@@ -114,12 +117,12 @@ def digits(value: float, error: float | None) -> int:
 
 
 def _exponent(value: float) -> int:
-    """Power of ten of the first digit."""
+    """Decimal exponent."""
     return int(f"{value:e}".split("e")[1])
 
 
 def number_text(number: Number | None, sign: str = "±") -> str:
-    """A number with its standard error; empty where it was not measured."""
+    """A number with its standard error; empty if not measured."""
     if number is None or number.value is None:
         return ""
     places = digits(number.value, number.standard_error)
@@ -128,9 +131,9 @@ def number_text(number: Number | None, sign: str = "±") -> str:
 
 
 def comparison_table(runs: Sequence[RunResults], style: TableStyle = "markdown") -> str:
-    """Runs as rows: model, costs, then every metric under every address, the best bold and the second underlined.
+    """Runs as rows: model, settings, every metric under every hash (best bold, second underlined), costs.
 
-    Below a Markdown or LaTeX table stands what each column was taken under. CSV has values and standard errors in full.
+    Notes below a Markdown or LaTeX table give each column's protocol. CSV has values and standard errors in full precision.
     """
     if style == "csv":
         return _csv(runs)
@@ -138,7 +141,7 @@ def comparison_table(runs: Sequence[RunResults], style: TableStyle = "markdown")
 
 
 def labels(columns: Sequence[NumberColumn]) -> list[str]:
-    """Titles with arrows; where several columns share a metric, with the protocol and the start of its hash."""
+    """Titles with arrows, and with protocol and hash if several columns share a metric."""
     names = [column.name for column in columns]
     return [
         f"{column.title} {column.arrow}".strip()
@@ -147,55 +150,44 @@ def labels(columns: Sequence[NumberColumn]) -> list[str]:
     ]
 
 
-def _markdown(runs: Sequence[RunResults]) -> str:
+def _rows(runs: Sequence[RunResults], text: Callable[[str], str], marks: Marks, sign: str) -> list[list[str]]:
+    """The header and a row per run, as cells."""
     first, costs = (cost_columns(runs, settings=which) for which in (True, False))
     columns = number_columns(runs)
-    lines = [["Model", *(each.title for each in first), *labels(columns), *(each.title for each in costs)]]
-    marks = {None: "{}", 1: "**{}**", 2: "<u>{}</u>"}
+    titles = ["Model", *(each.title for each in first), *labels(columns), *(each.title for each in costs)]
+    rows = [[text(title) for title in titles]]
     for run in runs:
-        cells = [
-            marks[best_rank(column, run, runs) if (text := number_text(column.value(run))) else None].format(
-                text
-            )
+        numbers = [
+            marks[best_rank(column, run, runs) if value else None].format(value)
             for column in columns
+            for value in [number_text(column.value(run), sign)]
         ]
-        name = run.model.name.replace("|", "\\|")
-        lines.append([name, *(each.text(run) for each in first), *cells, *(each.text(run) for each in costs)])
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    rule = "|---|" + "---:|" * (len(first) + len(columns) + len(costs))
-    notes = [
-        f"- {label}: {column.variant}, protocol {column.protocol_name} `{column.protocol}`"
+        before, after = ([text(each.text(run)) for each in group] for group in (first, costs))
+        rows.append([text(run.model.name), *before, *numbers, *after])
+    return rows
+
+
+def _notes(runs: Sequence[RunResults], mark: str) -> list[str]:
+    columns = number_columns(runs)
+    return [
+        f"{label}: {column.variant}, protocol {column.protocol_name} {mark}{column.protocol}{mark}"
         for label, column in zip(labels(columns), columns, strict=True)
     ]
-    return "\n".join([head, rule, *body, "", "Numbers with standard errors. Taken under:", "", *notes]) + "\n"
+
+
+def _markdown(runs: Sequence[RunResults]) -> str:
+    rows = _rows(runs, escaped, {None: "{}", 1: "**{}**", 2: "<u>{}</u>"}, "±")
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    notes = ["", "Numbers with standard errors. Protocols:", "", *(f"- {note}" for note in _notes(runs, "`"))]
+    return "\n".join([head, "|---|" + "---:|" * (len(rows[0]) - 1), *body, *notes]) + "\n"
 
 
 def _latex(runs: Sequence[RunResults]) -> str:
-    first, costs = (cost_columns(runs, settings=which) for which in (True, False))
-    columns = number_columns(runs)
-    marks = {None: "{}", 1: "\\textbf{{{}}}", 2: "\\underline{{{}}}"}
-    titles = ["Model", *(each.title for each in first), *labels(columns), *(each.title for each in costs)]
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{tabular}{l" + "r" * (len(titles) - 1) + "}",
-        "\\toprule",
-        " & ".join(_tex(title) for title in titles) + " \\\\",
-        "\\midrule",
-    ]
-    for run in runs:
-        cells = [
-            marks[
-                best_rank(column, run, runs) if (text := number_text(column.value(run), "$\\pm$")) else None
-            ].format(text)
-            for column in columns
-        ]
-        before, after = ([_tex(each.text(run)) for each in group] for group in (first, costs))
-        lines.append(" & ".join([_tex(run.model.name), *before, *cells, *after]) + " \\\\")
-    notes = [
-        f"% {label}: {column.variant}, protocol {column.protocol_name} {column.protocol}"
-        for label, column in zip(labels(columns), columns, strict=True)
-    ]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", *notes]) + "\n"
+    rows = _rows(runs, _tex, {None: "{}", 1: "\\textbf{{{}}}", 2: "\\underline{{{}}}"}, "$\\pm$")
+    head, *body = [" & ".join(row) + " \\\\" for row in rows]
+    begin = "\\begin{tabular}{l" + "r" * (len(rows[0]) - 1) + "}"
+    lines = ["% needs \\usepackage{booktabs}", begin, "\\toprule", head, "\\midrule", *body, "\\bottomrule"]
+    return "\n".join([*lines, "\\end{tabular}", *(f"% {note}" for note in _notes(runs, ""))]) + "\n"
 
 
 def _csv(runs: Sequence[RunResults]) -> str:
@@ -219,7 +211,7 @@ def _csv(runs: Sequence[RunResults]) -> str:
 
 
 def _tex(text: str) -> str:
-    """Plain text for LaTeX.
+    """Escape text for LaTeX.
 
     >>> _tex("FID ↓ (a_b 50%)")
     'FID $\\\\downarrow$ (a\\\\_b 50\\\\%)'

@@ -1,15 +1,11 @@
-"""Scored runs side by side: tables as files, plots, grids, and one page without external resources."""
+"""Compare scored folders: tables, plots, grids, and one self-contained page."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from stepdistill.evaluation.document import RunResults
@@ -29,12 +25,13 @@ from stepdistill.evaluation.pages.galleries import (
     same_noise_grid,
     seeds_grid,
 )
+from stepdistill.evaluation.pages.html import picture_url, render, svg_url
 from stepdistill.evaluation.picture_store import write_text
 
 PAGE = "comparison.html"
 MOST_PAIRS, PICTURE_SIDE = 12, 384
 EXTREMES = ("imagereward", "hps", "pickscore", "clip", "psnr")
-"""Scores that best and worst pictures are chosen by, the first that was measured."""
+"""Scores that rank best and worst pictures, in order of preference."""
 
 
 def write_comparison(runs: Sequence[ScoredRun], out: Path, *, title: str = "Comparison") -> Path:
@@ -55,7 +52,7 @@ def write_comparison(runs: Sequence[ScoredRun], out: Path, *, title: str = "Comp
 
 
 def grids(runs: Sequence[ScoredRun]) -> dict[str, Image.Image]:
-    """Every grid that the runs have pictures for, by a name that is fit for a file."""
+    """Grids of the runs' pictures, by file name."""
     found = {"same_noise": same_noise_grid(runs), "seeds": seeds_grid(runs)}
     for number, run in enumerate(runs):
         metric = next((name for name in EXTREMES if run.scores(name) is not None), None)
@@ -65,15 +62,12 @@ def grids(runs: Sequence[ScoredRun]) -> dict[str, Image.Image]:
 
 
 def page(runs: Sequence[ScoredRun], plots: dict[str, str], sheets: dict[str, Image.Image], title: str) -> str:
-    """The page as HTML: a table that sorts, the slider, plots and grids."""
+    """The HTML page: sortable table, slider, plots and grids."""
     documents = [run.results for run in runs]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = (files("stepdistill.evaluation.pages") / "templates/comparison.html.j2").read_text(
-        encoding="utf-8"
-    )
     shown = comparable_runs(runs)
     titles = {"same_noise": "One noise, every model", "seeds": "Seeds of one prompt"}
-    return environment.from_string(source).render(
+    return render(
+        "comparison.html.j2",
         title=title,
         groups=column_groups(documents),
         heads=heads(documents),
@@ -81,9 +75,12 @@ def page(runs: Sequence[ScoredRun], plots: dict[str, str], sheets: dict[str, Ima
         models=[run.name for run in shown],
         start=slider_start(shown),
         pairs=slider_pictures(shown),
-        plots=[_data(svg.encode(), "svg+xml") for svg in plots.values()],
+        plots=[svg_url(svg) for svg in plots.values()],
         sheets=[
-            (titles.get(name) or f"Best and worst of {_run_of(name, runs)}", _webp(sheet))
+            (
+                titles.get(name) or f"Best and worst of {_run_of(name, runs)}",
+                picture_url(sheet, "webp", quality=90),
+            )
             for name, sheet in sheets.items()
         ],
         versions=documents[0].versions if documents else {},
@@ -91,7 +88,7 @@ def page(runs: Sequence[ScoredRun], plots: dict[str, str], sheets: dict[str, Ima
 
 
 def column_groups(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
-    """Heads above the heads: settings, each protocol with the number of its columns, costs."""
+    """Groups of columns: settings, each protocol, costs."""
     groups = [{"name": "", "hash": "", "count": 1 + len(cost_columns(runs, settings=True))}]
     for column in number_columns(runs):
         if groups[-1]["hash"] == column.protocol:
@@ -103,7 +100,7 @@ def column_groups(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
 
 
 def heads(runs: Sequence[RunResults]) -> list[dict[str, str]]:
-    """Column heads: text, and what the pointer shows."""
+    """Column headers with their tooltips."""
     first, costs = (
         [{"text": each.title, "note": ""} for each in cost_columns(runs, settings=which)]
         for which in (True, False)
@@ -119,7 +116,7 @@ def heads(runs: Sequence[RunResults]) -> list[dict[str, str]]:
 
 
 def table_row(run: RunResults, runs: Sequence[RunResults]) -> dict[str, Any]:
-    """Cells with the values they are sorted by."""
+    """Cells with their sort keys."""
     first, costs = (
         [
             {"text": (text := each.text(run)), "value": _sortable(text), "rank": None}
@@ -136,7 +133,7 @@ def table_row(run: RunResults, runs: Sequence[RunResults]) -> dict[str, Any]:
 
 
 def slider_start(runs: Sequence[ScoredRun]) -> tuple[int, int]:
-    """Numbers of the models shown at first: the first teacher on the left, the last student on the right."""
+    """Models shown first: the first teacher on the left, the last student on the right."""
     kinds = [run.results.model.kind for run in runs]
     left = kinds.index("teacher") if "teacher" in kinds else 0
     others = [number for number, kind in enumerate(kinds) if number != left]
@@ -145,7 +142,7 @@ def slider_start(runs: Sequence[ScoredRun]) -> tuple[int, int]:
 
 
 def slider_pictures(runs: Sequence[ScoredRun]) -> list[dict[str, Any]]:
-    """For each of the first prompts, the picture of every model from one noise."""
+    """For each of the first prompts, every model's picture from the same noise."""
     if len(runs) < 2:
         return []
     numbers = [i for i, record in enumerate(runs[0].records) if record.sample == 0][:MOST_PAIRS]
@@ -172,17 +169,8 @@ def _sortable(text: str) -> str:
 
 
 def _picture(picture: Image.Image) -> str:
-    """A picture, made smaller where it is large."""
+    """A picture, reduced if it is large."""
     scale = min(PICTURE_SIDE / max(picture.size), 1.0)
     size = (round(picture.width * scale), round(picture.height * scale))
-    return _webp(picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS))
-
-
-def _webp(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="webp", quality=90)
-    return _data(buffer.getvalue(), "webp")
-
-
-def _data(content: bytes, form: str) -> str:
-    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
+    small = picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+    return picture_url(small, "webp", quality=90)

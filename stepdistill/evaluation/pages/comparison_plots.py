@@ -1,4 +1,4 @@
-"""Plots over scored runs: quality against steps, latency and diversity. Runs of different addresses never share a plot."""
+"""Plots over scored folders: quality against steps, latency and diversity. Numbers of different hashes never share a plot."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator
 
+from stepdistill.diffusion.sampler import steps_in_words
 from stepdistill.evaluation.document import Number, RunResults
 from stepdistill.evaluation.pages.comparison import NumberColumn, number_columns
-from stepdistill.evaluation.pages.plots import CYCLE, FAINT, STYLE, to_svg
+from stepdistill.evaluation.pages.plots import CYCLE, FAINT, STYLE, steps_axis, to_svg
 
 DIVERSITY = ("lpips_diversity", "vendi", "cosine_diversity", "recall")
-"""Numbers that a diversity axis may show, the first that is there."""
+"""Numbers for the diversity axis, in order of preference."""
 HEADLINES = ("fid", "frechet_distance", "clip", "hps", "imagereward", "prompt_accuracy")
-"""Numbers that are drawn against latency and diversity too; the others against steps alone."""
+"""Numbers plotted against latency and diversity too; others are plotted against steps alone."""
 Point = tuple[float, Number, RunResults]
 
 
 def figures(runs: Sequence[RunResults]) -> dict[str, str]:
-    """All plots that the runs have numbers for, as SVG, by a name that is fit for a file."""
+    """All plots as SVG, by file name."""
     found: dict[str, str] = {}
     columns = [column for column in number_columns(runs) if column.better]
     device = next((run.cost.device for run in runs if run.cost.latency_s is not None), None)
@@ -44,7 +45,7 @@ def figures(runs: Sequence[RunResults]) -> dict[str, str]:
 
 
 def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -> str:
-    """One metric over one axis, a line for each model by what comes before the first comma of its name, with standard errors."""
+    """A metric over one axis with standard errors; models whose names agree up to the first comma share a line."""
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     with rc_context(STYLE):
         axes = figure.add_subplot()
@@ -67,7 +68,11 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
             )
             if x_name != "steps":
                 _name_points(axes, line)
-        _scale(axes, x_name, [x for x, _, _ in points])
+        if x_name == "steps":
+            steps_axis(axes, (x for x, _, _ in points))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.set_xlabel("latency of one picture, s" if x_name == "latency" else x_name)
         axes.set_ylabel(f"{column.title} {column.arrow}")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(lines) > 1:
@@ -77,24 +82,10 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
 
 def _name_points(axes: Any, line: Sequence[Point]) -> None:
     for x, number, run in line:
-        text = f"{run.model.steps} step{'' if run.model.steps == 1 else 's'}" if run.model.steps else ""
+        text = steps_in_words(run.model.steps) if run.model.steps else ""
         axes.annotate(
             text, (x, number.value), textcoords="offset points", xytext=(4, 4), fontsize=7, color=FAINT
         )
-
-
-def _scale(axes: Any, name: str, values: Sequence[float]) -> None:
-    if name == "steps":
-        ticks = sorted(set(values))
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticklabels([f"{tick:g}" for tick in ticks])
-        axes.set_xlabel("steps")
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("latency of one picture, s" if name == "latency" else name)
 
 
 def _points(
@@ -113,7 +104,7 @@ def _steps(run: RunResults) -> float | None:
 
 
 def _latency_on(device: str | None) -> Callable[[RunResults], float | None]:
-    """Latency, where it was taken on that device: times of two devices do not compare."""
+    """Latency on this device: times of different devices are not comparable."""
     return lambda run: run.cost.latency_s if run.cost.device == device else None
 
 

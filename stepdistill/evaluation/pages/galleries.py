@@ -1,4 +1,4 @@
-"""Grids of scored runs: one noise under every model, several seeds of one prompt, best and worst by a score."""
+"""Grids of scored folders: every model from the same noise, several seeds of one prompt, best and worst by a score."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stepdistill.errors import UserError
+from stepdistill.evaluation.columns import column_file
 from stepdistill.evaluation.document import RunResults
 from stepdistill.evaluation.pages.pictures import grid
 from stepdistill.evaluation.picture_store import MANIFEST, PictureRecord, PictureStore, read_manifest
@@ -20,17 +21,17 @@ MOST_SEEDS = 8
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """The folder of a scored run, and its numbers."""
+    """A scored folder and its numbers."""
 
     folder: Path
     results: RunResults
 
     @classmethod
     def open(cls, path: str | Path) -> ScoredRun:
-        """Read a run folder, or the one that a results.json is in.
+        """Read a scored folder, given by itself or by its results.json.
 
         Raises:
-            UserError: it holds no scored run.
+            UserError: it is not a scored folder.
         """
         folder = Path(path).expanduser()
         folder = folder if folder.is_dir() else folder.parent
@@ -38,26 +39,25 @@ class ScoredRun:
 
     @property
     def name(self) -> str:
-        """The model's, as shown."""
+        """The model's name."""
         return self.results.model.name
 
     @cached_property
     def records(self) -> list[PictureRecord]:
-        """The manifest; empty where it was deleted."""
+        """The manifest; empty if it was deleted."""
         path = self.folder / MANIFEST
         return read_manifest(path) if path.is_file() else []
 
     def picture(self, record: PictureRecord) -> Image.Image | None:
-        """A picture of the run, or None where it was deleted."""
+        """A picture, or None if it was deleted."""
         if not (self.folder / record.file).is_file():
             return None
         return PictureStore(self.folder).open(record)
 
     def scores(self, metric: str) -> list[float] | None:
-        """The column of a metric with one number a picture, in the manifest's order; None where there is none."""
+        """One score per picture in the manifest's order; None if the metric has none."""
         number = self.results.metrics.get(metric)
-        slug = "" if number is None else number.variant.replace("/", "-").replace(":", "-")
-        path = self.folder / "scores" / f"{slug}.parquet"
+        path = self.folder / "scores" / column_file("" if number is None else number.variant)
         if number is None or not path.is_file():
             return None
         table = pq.read_table(path)
@@ -68,7 +68,7 @@ class ScoredRun:
 
 
 def comparable_runs(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
-    """Those that share prompts and seeds with the first that has pictures: their pictures start from one noise."""
+    """The runs whose prompts and seeds equal those of the first with pictures: they start from the same noise."""
     with_pictures = [run for run in runs if run.records and run.picture(run.records[0]) is not None]
     if not with_pictures:
         return []
@@ -77,7 +77,7 @@ def comparable_runs(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
 
 
 def same_noise_grid(runs: Sequence[ScoredRun], count: int = 8) -> Image.Image | None:
-    """One row a run, one column a prompt, each column from one noise; None where no run has pictures."""
+    """A row per run, a column per prompt, each from the same noise; None if no run has pictures."""
     shown = comparable_runs(runs)
     if not shown:
         return None
@@ -89,7 +89,7 @@ def same_noise_grid(runs: Sequence[ScoredRun], count: int = 8) -> Image.Image | 
 
 
 def seeds_grid(runs: Sequence[ScoredRun], prompt_index: int = 0) -> Image.Image | None:
-    """Up to eight seeds of one prompt, one row a run: lost variety is seen at once. None where runs have one seed a prompt."""
+    """A row per run with up to eight seeds of one prompt, which shows lost diversity; None if there is one seed per prompt."""
     rows = []
     for run in comparable_runs(runs):
         records = [record for record in run.records if record.prompt_index == prompt_index][:MOST_SEEDS]
@@ -101,16 +101,16 @@ def seeds_grid(runs: Sequence[ScoredRun], prompt_index: int = 0) -> Image.Image 
 
 
 def extremes_grid(run: ScoredRun, metric: str, count: int = 8) -> Image.Image | None:
-    """The best and the worst pictures of a run by a score, each with its prompt; None where it was not measured picture by picture.
+    """The best and worst pictures of a run by a score, with their prompts; None without scores of single pictures.
 
     Raises:
-        UserError: the metric has no better side.
+        UserError: the metric has no direction.
     """
     scores, number = run.scores(metric), run.results.metrics.get(metric)
     if scores is None or number is None or not comparable_runs([run]):
         return None
     if number.better == 0:
-        raise UserError(f"'{metric}' has no better side, so no best and worst")
+        raise UserError(f"'{metric}' has no direction, so no best and worst pictures")
     order = sorted(range(len(scores)), key=lambda i: -number.better * scores[i])
     count = min(count, len(order) // 2)
     sheets = [

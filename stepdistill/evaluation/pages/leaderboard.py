@@ -6,21 +6,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from stepdistill.diffusion.sampler import steps_in_words
-from stepdistill.evaluation.embedded.measurements import Row
-from stepdistill.evaluation.pages.contact_sheets import Contestant, contact_sheets
-from stepdistill.evaluation.pages.plots import CYCLE, FAINT, STYLE, to_svg
-from stepdistill.evaluation.pages.report import embedded_sheet
-from stepdistill.evaluation.pages.tables import read_pictures
+from stepdistill.evaluation.document import ResultRow
+from stepdistill.evaluation.pages.html import render, sheet_url
+from stepdistill.evaluation.pages.pictures import grid
+from stepdistill.evaluation.pages.plots import CYCLE, FAINT, STYLE, steps_axis, to_svg
+from stepdistill.evaluation.pages.tables import COLUMNS, cell, escaped, read_pictures
 
 TITLES = (
     "Model",
@@ -33,8 +32,7 @@ TITLES = (
     "Time",
     "Memory",
 )
-"""Columns of the table."""
-REAL = "real pictures"
+REAL, NUM_COLUMNS = "real pictures", 10
 
 
 @dataclass(frozen=True)
@@ -42,78 +40,98 @@ class Entry:
     """A finished run.
 
     Attributes:
-        name: of the recipe.
-        method: recipe name of the method.
+        name: the recipe's.
+        method: the method's name in recipes.
         teacher: path or hub id of the teacher.
-        rows: of its results.json.
+        rows: those of its results.json.
         cost: its cost.json: network_passes, train_seconds, peak_memory_mib.
-        run_dir: its folder, for the pictures; None for a page without them.
+        run_dir: its folder, for the pictures; None for no pictures.
     """
 
     name: str
     method: str
     teacher: str
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     cost: Mapping[str, float]
     run_dir: str | None = None
 
     @property
-    def students(self) -> tuple[Row, ...]:
-        """The rows of what was trained, one for each number of steps it was measured at."""
+    def students(self) -> tuple[ResultRow, ...]:
+        """The student's rows, one for each number of steps."""
         return tuple(row for row in self.rows if row.model == "student")
 
     @property
-    def others(self) -> tuple[Row, ...]:
+    def others(self) -> tuple[ResultRow, ...]:
         """Teacher and floor rows."""
         return tuple(row for row in self.rows if row.model != "student")
+
+    def distance(self, steps: int) -> float:
+        """The student's Frechet distance at a number of steps; infinite if not measured."""
+        return min((_distance(row) for row in self.students if row.steps == steps), default=float("inf"))
 
 
 def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> None:
     """Write `leaderboard.json`, `leaderboard.md`, `leaderboard.html` and its pictures into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    groups = {
-        teacher: [e for e in entries if e.teacher == teacher]
-        for teacher in dict.fromkeys(e.teacher for e in entries)
-    }
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.teacher, []).append(entry)
     document = {"schema": 1, "title": title, "entries": [asdict(entry) for entry in entries]}
     (out / "leaderboard.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     parts = [f"## {teacher}\n\n{summary(group)}\n\n{markdown(group)}" for teacher, group in groups.items()]
     (out / "leaderboard.md").write_text(f"# {title}\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = (files("stepdistill.evaluation.pages") / "templates/leaderboard.html.j2").read_text(
-        encoding="utf-8"
-    )
     sections = [
         {
             "teacher": teacher,
             "lines": lines(group),
             "figure": quality_figure(group),
             "sheets": [
-                (steps_in_words(steps), embedded_sheet(path))
+                (steps_in_words(steps), sheet_url(path))
                 for steps, path in write_sheets(group, out, teacher).items()
             ],
         }
         for teacher, group in groups.items()
     ]
-    page = environment.from_string(source).render(title=title, titles=TITLES, sections=sections)
+    page = render("leaderboard.html.j2", title=title, titles=TITLES, sections=sections)
     (out / "leaderboard.html").write_text(page, encoding="utf-8")
 
 
 def write_sheets(entries: Sequence[Entry], out: Path, teacher: str) -> dict[int, Path]:
-    """Write what each drew as `TEACHER_Nstep.png` into `out`, a file for each number of steps; returns their paths."""
-    drawn = [(entry, read_pictures(Path(entry.run_dir))) for entry in entries if entry.run_dir]
-    contestants = [
-        Contestant(entry.name, entry.students, pictures) for entry, pictures in drawn if pictures is not None
-    ]
+    """Write contact sheets `TEACHER_Nstep.png` into `out`; returns their paths by number of steps."""
     stem, paths = re.sub(r"[^\w.-]+", "-", teacher).strip("-"), {}
-    for steps, sheet in contact_sheets(contestants).items():
+    for steps, sheet in contact_sheets(entries).items():
         paths[steps] = out / f"{stem}_{steps}step.png"
         sheet.save(paths[steps])
     return paths
 
 
+def contact_sheets(entries: Sequence[Entry]) -> dict[int, Image.Image]:
+    """One sheet per number of steps: teacher at full steps, teacher at these steps, students by distance.
+
+    The teacher's pictures are those of the first run. Runs with other captions are left out.
+    """
+    drawn = [
+        (each, found) for each in entries if each.run_dir and (found := read_pictures(Path(each.run_dir)))
+    ]
+    if not drawn:
+        return {}
+    first = drawn[0][1]
+    comparable = [(entry, found) for entry, found in drawn if found.captions == first.captions]
+    numbers = {row.steps for entry, _ in comparable for row in entry.students if row.steps is not None}
+    full, sheets = next((name for name in first.rows if name.startswith("teacher")), None), {}
+    for steps in sorted(numbers):
+        words = steps_in_words(steps)
+        rows = {name: first.rows[name] for name in (full, f"teacher {words}") if name in first.rows}
+        for entry, found in sorted(comparable, key=lambda pair: pair[0].distance(steps)):
+            if f"student {words}" in found.rows:
+                rows[entry.name] = found.rows[f"student {words}"]
+        cut = {name: pictures[:NUM_COLUMNS] for name, pictures in rows.items()}
+        sheets[steps] = grid(cut, first.captions[:NUM_COLUMNS], tile=80)
+    return sheets
+
+
 def lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Cells of one teacher's table: floor, teacher by falling steps, then students by steps and distance."""
+    """Cells of one teacher's table: floor, teacher by descending steps, students by steps and distance."""
     references = {
         (row.model, row.steps, reference_name(row) + precision_suffix(row, entries)): row
         for entry in entries
@@ -134,10 +152,10 @@ def lines(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return table
 
 
-def reference_name(row: Row) -> str:
-    """Name of a row that is no student's.
+def reference_name(row: ResultRow) -> str:
+    """Name of a teacher's or the floor's row.
 
-    >>> reference_name(Row("teacher", steps=2, guidance_scale=2.0, sampler="DDIM trailing"))
+    >>> reference_name(ResultRow("teacher", steps=2, guidance_scale=2.0, sampler="DDIM trailing"))
     'teacher, guidance 2, DDIM trailing'
     """
     if row.model == "floor":
@@ -146,40 +164,35 @@ def reference_name(row: Row) -> str:
     return f"{row.model}{guidance}" + (f", {row.sampler}" if row.sampler else "")
 
 
-def precision_suffix(row: Row, entries: Sequence[Entry]) -> str:
-    """The teacher's number type for its name, where the runs drew it in more than one: their distances differ."""
+def precision_suffix(row: ResultRow, entries: Sequence[Entry]) -> str:
+    """The teacher's dtype, if runs drew it in several: their distances differ."""
     kinds = {each.dtype for entry in entries for each in entry.others if each.model == "teacher"}
     return f", {row.dtype}" if row.model == "teacher" and len(kinds) > 1 else ""
 
 
-def quality(row: Row) -> list[str]:
-    """The measured cells of a row; empty where nothing was measured."""
-    forms = (
-        ("steps", "{:d}"),
-        ("frechet_distance", "{:.2f}"),
-        ("prompt_accuracy", "{:.1%}"),
-        ("coverage", "{:.1%}"),
-        ("clip_score", "{:.2f}"),
-    )
-    return ["" if getattr(row, key) is None else form.format(getattr(row, key)) for key, form in forms]
+def quality(row: ResultRow) -> list[str]:
+    """The measured cells of a row; empty if not measured."""
+    keys = ("steps", "frechet_distance", "prompt_accuracy", "coverage", "clip_score")
+    columns = {column.key: column for column in COLUMNS}
+    return [cell(row, columns[key]) for key in keys]
 
 
 def markdown(entries: Sequence[Entry]) -> str:
     """The table as Markdown."""
-    body = ["| " + " | ".join(line["cells"]) + " |" for line in lines(entries)]
+    body = ["| " + " | ".join(map(escaped, line["cells"])) + " |" for line in lines(entries)]
     return "\n".join(["| " + " | ".join(TITLES) + " |", "|---|" + "---:|" * (len(TITLES) - 1), *body])
 
 
 def summary(entries: Sequence[Entry]) -> str:
-    """A line for each recipe and a column for each number of steps: distance, right prompts, coverage. As Markdown."""
-    lines: dict[str, dict[int | None, Row]] = {}
+    """Markdown table with a line per recipe and a column per number of steps: distance, prompt accuracy, coverage."""
+    lines: dict[str, dict[int | None, ResultRow]] = {}
     for entry in entries:
         for name, rows in ((entry.name, entry.students), ("", entry.others)):
             for row in rows:
                 teacher = f"teacher, best stock sampler{precision_suffix(row, entries)}"
                 title = name or (REAL if row.model == "floor" else teacher)
                 cells = lines.setdefault(title, {})
-                # Recipes may guide the teacher differently: the best of them stands here.
+                # Recipes may use different guidance scales for the teacher: show the best.
                 cells[row.steps] = min(cells.get(row.steps, row), row, key=_distance)
     numbers = sorted({steps for cells in lines.values() for steps in cells if steps is not None})
     best = {title: min(cells.values(), key=_distance) for title, cells in lines.items()}
@@ -193,13 +206,13 @@ def summary(entries: Sequence[Entry]) -> str:
     note = "Frechet distance / prompt accuracy / coverage."
     if REAL in lines:
         note += f" Real pictures: {short(lines[REAL][None])}."
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in table] + ["", note])
+    return "\n".join(["| " + " | ".join(map(escaped, cells)) + " |" for cells in table] + ["", note])
 
 
-def short(row: Row) -> str:
-    """Distance, right prompts and coverage in one cell.
+def short(row: ResultRow) -> str:
+    """Distance, prompt accuracy and coverage in one cell.
 
-    >>> short(Row("student", frechet_distance=14.52, prompt_accuracy=0.404, coverage=0.523))
+    >>> short(ResultRow("student", frechet_distance=14.52, prompt_accuracy=0.404, coverage=0.523))
     '14.5 / 40 % / 52 %'
     """
     forms = (("frechet_distance", "{:.1f}"), ("prompt_accuracy", "{:.0%}"), ("coverage", "{:.0%}"))
@@ -209,12 +222,12 @@ def short(row: Row) -> str:
     )
 
 
-def _distance(row: Row) -> float:
+def _distance(row: ResultRow) -> float:
     return float("inf") if row.frechet_distance is None else row.frechet_distance
 
 
 def quality_figure(entries: Sequence[Entry]) -> str:
-    """Frechet distance over steps, a line for each recipe and one for the teacher, as SVG."""
+    """Frechet distance over steps as SVG, a curve per recipe and one for the teacher."""
     series: dict[str, dict[int, float]] = {}
     for entry in entries:
         own = [(entry.name, row) for row in entry.students]
@@ -230,22 +243,17 @@ def quality_figure(entries: Sequence[Entry]) -> str:
         students = [name for name in sorted(series) if name not in teachers]
         for name in [*students, *teachers]:
             steps, values = zip(*sorted(series[name].items()), strict=True)
-            # Dashes tell lines of one colour apart: students where the colours come again, teachers of several number types.
+            # Dashes distinguish curves of one colour: students once the colours repeat, teachers of several dtypes.
             group, colours = (teachers, (FAINT,)) if name in teachers else (students, CYCLE)
             order = group.index(name)
             dashes = ("-", "--", ":")[order // len(colours) % 3]
             colour = colours[order % len(colours)]
             axes.plot(steps, values, dashes, color=colour, marker="o", markersize=4, label=name)
-        axes.set_xscale("log")
         axes.set_yscale("log")
-        ticks = sorted({steps for points in series.values() for steps in points})
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticklabels([str(tick) for tick in ticks])
+        steps_axis(axes, (steps for points in series.values() for steps in points))
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("steps")
         axes.set_ylabel("Frechet distance")
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
         return to_svg(figure)

@@ -1,4 +1,4 @@
-"""Labelled grids of pictures: one row per generator, one column per caption."""
+"""Labelled grids of pictures: one row per model, one column per caption."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ GAP, MARGIN = 6, 12
 
 
 def grid(
-    rows: Mapping[str, Tensor | Sequence[Image.Image]],
-    captions: Sequence[str] = (),
-    *,
-    tile: int = 96,
+    rows: Mapping[str, Tensor | Sequence[Image.Image]], captions: Sequence[str] = (), *, tile: int = 96
 ) -> Image.Image:
     """One labelled row per entry, captions under the columns.
 
     Args:
         rows: label to images (B, 3, H, W) in [0, 1] or uint8, or to PIL pictures.
-        captions: one per column, wrapped to the width of a picture, at most four lines.
-        tile: side of a picture; small images are enlarged to it, large ones keep their size up to twice the tile.
+        captions: one per column, wrapped to at most four lines.
+        tile: side of a picture; smaller images are enlarged, larger ones keep their size up to twice the tile.
     """
     pictures = {label: _pictures(images) for label, images in rows.items()}
     columns = max((len(row) for row in pictures.values()), default=0)
@@ -53,7 +50,7 @@ def grid(
 
 
 def fitted(picture: Image.Image, side: int) -> Image.Image:
-    """A picture scaled into a square of that side and centred on it."""
+    """The picture scaled to fit a square, centred."""
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     resample = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
@@ -65,7 +62,7 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
-    """Lines of a text that fit a width; a longer word has a line of its own."""
+    """Break a text into lines of at most this width; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -1,21 +1,19 @@
-"""Curves of a run, and of the teacher over guidance, as matplotlib figures in SVG."""
+"""Training curves as matplotlib figures in SVG."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from stepdistill.diffusion.sampler import steps_in_words
 from stepdistill.evaluation.catalogue import shown
-from stepdistill.evaluation.embedded.measurements import Row
 
 INK, FAINT, GRID, ACCENT = "#1c1e26", "#626878", "#e6e8ee", "#3b5bdb"
 NAMED_COLOURS = {"student": ACCENT, "teacher": FAINT, "fake": "#e8590c", "real": "#2b8a3e"}
@@ -38,21 +36,21 @@ STYLE: Any = {
 }
 MAX_POINTS = 400
 PART = re.compile(r"_(student|teacher|real|fake|t\d*\.\d+)$")
-"""What tells the lines of one panel apart: a network, or the lower edge of a noise bucket."""
+"""Suffix that distinguishes the lines of one panel: a network, or the lower edge of a noise bucket."""
 
 Curve = tuple[list[float], list[float]]
 
 
 @dataclass
 class Panel:
-    """One plot: a title and its lines, each with steps and values."""
+    """One plot: a title and its curves."""
 
     title: str
     curves: dict[str, Curve] = field(default_factory=dict)
 
 
 def panels(records: Sequence[Mapping[str, float]]) -> dict[str, list[Panel]]:
-    """Every logged number as a curve, sections by prefix, panels by name; lines that belong together share a panel.
+    """Every logged number as a curve: sections by prefix, panels by name, related curves in one panel.
 
     >>> rows = [{"step": 1, "time": 0.5, "loss/dm": 3.0, "health/latent_std_student": 1.0, "health/latent_std_teacher": 0.9}]
     >>> {section: [(p.title, sorted(p.curves)) for p in each] for section, each in panels(rows).items()}
@@ -84,7 +82,7 @@ def _is_number(value: object) -> bool:
 
 
 def thinned(curve: Curve, limit: int = MAX_POINTS) -> Curve:
-    """Means of neighbouring points, so that at most `limit` are left.
+    """Average neighbouring points so that at most `limit` remain.
 
     >>> thinned(([0.0, 1.0, 2.0, 3.0], [1.0, 3.0, 5.0, 7.0]), limit=2)
     ([0.5, 2.5], [2.0, 6.0])
@@ -99,7 +97,7 @@ def thinned(curve: Curve, limit: int = MAX_POINTS) -> Curve:
 
 
 def smoothed(values: Sequence[float], reach: int) -> list[float]:
-    """Centred moving average over `reach` neighbours on either side, fewer at the ends: it does not lag.
+    """Centred moving average over `reach` neighbours on either side, fewer at the ends.
 
     >>> smoothed([0.0, 3.0, 6.0, 0.0], reach=1)
     [1.5, 3.0, 3.0, 3.0]
@@ -109,7 +107,7 @@ def smoothed(values: Sequence[float], reach: int) -> list[float]:
 
 
 def draw_panel(panel: Panel) -> str:
-    """A panel as SVG: thin raw lines with their moving average where there are many points."""
+    """A panel as SVG; long curves are drawn thin with their moving average."""
     figure = Figure(figsize=(4.2, 2.5), layout="constrained")
     with rc_context(STYLE):
         axes = figure.add_subplot()
@@ -124,7 +122,7 @@ def draw_panel(panel: Panel) -> str:
             axes.plot(steps, line, color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=name)
         if _spans_decades([value for _, values in panel.curves.values() for value in values]):
             axes.set_yscale("log")
-        else:  # a fixed number of ticks: the automatic one changes with the layout, after room was made for the labels
+        else:  # a fixed number of ticks: the automatic one changes after the layout has reserved room for the labels
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -141,35 +139,14 @@ def _colour(name: str, order: int, total: int) -> str | tuple[float, ...]:
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
-    """Whether the bulk of the values is positive and far apart; a few extremes do not count."""
+    """Whether the values are positive and span decades, a few extremes aside."""
     ranked = sorted(values)
     low, high = ranked[len(ranked) // 20], ranked[-1 - len(ranked) // 20]
     return ranked[0] > 0 and high / low > 50
 
 
-def guidance_figure(rows: Sequence[Row]) -> str:
-    """Frechet distance over guidance scale, one line for each number of steps, as SVG."""
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    with rc_context(STYLE):
-        axes = figure.add_subplot()
-        lines: dict[tuple[str, int | None], list[tuple[float, float]]] = {}
-        for row in rows:
-            if row.guidance_scale is not None and row.frechet_distance is not None:
-                lines.setdefault((row.model, row.steps), []).append(
-                    (row.guidance_scale, row.frechet_distance)
-                )
-        for order, ((model, steps), points) in enumerate(lines.items()):
-            scales, values = zip(*sorted(points), strict=True)
-            label = model if steps is None else f"{model}, {steps_in_words(steps)}"
-            axes.plot(scales, values, color=CYCLE[order % len(CYCLE)], marker="o", label=label)
-        axes.set_xlabel("guidance scale")
-        axes.set_ylabel("Frechet distance")
-        axes.legend(fontsize=8)
-        return to_svg(figure)
-
-
 def training_figure(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Each metric over the training step, with its standard error, as SVG.
+    """Each metric over training, with its standard error, as SVG.
 
     Args:
         lines: with `step`, `metrics` by name and `standard_errors` by name.
@@ -197,8 +174,18 @@ def training_figure(lines: Sequence[Mapping[str, Any]]) -> str:
         return to_svg(figure)
 
 
+def steps_axis(axes: Any, steps: Iterable[float]) -> None:
+    """A logarithmic axis of sampling steps with a tick for each."""
+    ticks = sorted(set(steps))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{tick:g}" for tick in ticks])
+    axes.set_xlabel("steps")
+
+
 def to_svg(figure: Figure) -> str:
-    """The figure as an SVG document on a transparent ground."""
+    """The figure as SVG with a transparent background."""
     buffer = io.StringIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

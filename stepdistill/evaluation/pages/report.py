@@ -1,63 +1,58 @@
-"""report.html: one page without external resources, made of a run folder alone."""
+"""report.html: one self-contained page about a run folder."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from PIL import Image
 
 from stepdistill.diffusion.sampler import steps_in_words
-from stepdistill.evaluation.embedded.measurements import Row
+from stepdistill.evaluation.document import RESULTS_NAME, ResultRow
+from stepdistill.evaluation.pages.html import picture_url, render, sheet_url, svg_url
 from stepdistill.evaluation.pages.pictures import fitted
 from stepdistill.evaluation.pages.plots import Panel, draw_panel, is_empty, panels
-from stepdistill.evaluation.pages.tables import RESULTS_NAME, cell, headlines, present_columns, read_pictures
+from stepdistill.evaluation.pages.tables import cell, headlines, present_columns, read_pictures
+from stepdistill.evaluation.picture_store import write_text
 
 REPORT_NAME = "report.html"
 MAX_FRAMES = 12
-"""Captions compared, and pictures shown of one series of sample grids, evenly spaced over training."""
+"""Captions compared, and sample grids shown of one series, evenly spaced over training."""
 
 
 def write_report(run_dir: str | Path, *, code: str | None = None, picture: Path | None = None) -> Path:
-    """Write `report.html` from what the run folder holds; a part that is missing is left out of the page.
+    """Write `report.html` from the files of a run folder; missing parts are left out of the page.
 
     Args:
-        run_dir: holds any of recipe.yaml, metrics.jsonl, results.json, samples/, export/.
+        run_dir: contains any of recipe.yaml, metrics.jsonl, results.json, samples/, export/.
         code: the block that loads the export; default: the first Python block of `export/README.md`.
-        picture: what that code drew; default: the first of `export/images`.
+        picture: the picture drawn by that code; default: the first of `export/images`.
     """
     run_dir = Path(run_dir)
     records = read_records(run_dir / "metrics.jsonl")
     recipe = _text(run_dir / "recipe.yaml")
     contract = json.loads(_text(run_dir / "export/stepdistill.json") or "{}")
     document = json.loads(_text(run_dir / RESULTS_NAME) or "{}")
-    rows = [Row.read(record) for record in document.get("rows", [])]
+    rows = [ResultRow.read(record) for record in document.get("rows", [])]
     steps = num_steps(recipe, contract)
     by_steps = sorted(rows, key=lambda row: row.steps != steps)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(
-        (files("stepdistill.evaluation.pages") / "templates/report.html.j2").read_text(encoding="utf-8")
-    )
-    page = template.render(
+    page = render(
+        "report.html.j2",
         header=header(recipe, contract, records),
         tiles=headlines(rows, steps=steps),
         rows=[_table_row(row, rows) for row in rows],
         columns=present_columns(rows),
         protocol=document.get("protocol") or {},
+        features=feature_network(document.get("protocol") or {}),
         search=next((row for row in by_steps if row.sampler_search), None),
         comparison=comparison(run_dir),
         curves=[
-            (f"{name} / {panel.title}", _svg(draw_panel(panel))) for name, panel in ordered_panels(records)
+            (f"{name} / {panel.title}", svg_url(draw_panel(panel))) for name, panel in ordered_panels(records)
         ],
         series=sample_series(run_dir / "samples"),
         recipe=recipe,
@@ -65,14 +60,18 @@ def write_report(run_dir: str | Path, *, code: str | None = None, picture: Path 
         picture=_picture(picture or run_dir / "export/images/0.png", enlarge_to=192),
     )
     path = run_dir / REPORT_NAME
-    draft = run_dir / f".{REPORT_NAME}.partial"
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, page)
     return path
 
 
+def feature_network(protocol: Mapping[str, Any]) -> str | None:
+    """The variant behind the Frechet distances of a protocol."""
+    variants = protocol.get("variants") or {}
+    return variants.get("frechet_distance") or variants.get("fid")
+
+
 def read_records(path: Path) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`; one that was cut off by an interruption is left out."""
+    """The lines of `metrics.jsonl`, without a line cut off by an interruption."""
     records = []
     for line in (_text(path) or "").splitlines():
         try:
@@ -85,7 +84,7 @@ def read_records(path: Path) -> list[dict[str, float]]:
 def header(
     recipe: str | None, contract: Mapping[str, Any], records: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """What was done: title, and facts in a few words each."""
+    """Title and key facts of the run."""
     given = yaml.safe_load(recipe or "") or {}
     method, roles, train = (given.get(key) or {} for key in ("method", "roles", "train"))
     source = (given.get("model") or {}).get("pretrained_model_name_or_path") or contract.get("base_model")
@@ -110,13 +109,13 @@ def header(
 
 
 def num_steps(recipe: str | None, contract: Mapping[str, Any]) -> int | None:
-    """The number of steps that the student was trained for."""
+    """The number of steps the student was trained for."""
     method = (yaml.safe_load(recipe or "") or {}).get("method") or {}
     return method.get("num_steps") or contract.get("steps")
 
 
 def total_seconds(records: Sequence[Mapping[str, float]]) -> float:
-    """Seconds of training; the clock of a resumed run starts again at zero.
+    """Seconds of training, summed over resumed runs, whose clocks restart at zero.
 
     >>> total_seconds([{"time": 1.0}, {"time": 5.0}, {"time": 0.5}, {"time": 2.0}])
     7.0
@@ -140,7 +139,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _table_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+def _table_row(row: ResultRow, rows: Sequence[ResultRow]) -> dict[str, Any]:
     """Cells of the HTML table, the best of student and teachers marked, and a bar for the distance."""
     ranked = [each for each in rows if each.model != "floor"]
     cells = []
@@ -167,7 +166,7 @@ def _table_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def ordered_panels(records: Sequence[Mapping[str, float]]) -> list[tuple[str, Panel]]:
-    """Sections and panels, what is measured first; counters that stayed at zero are left out."""
+    """Sections and panels, measurements first, without counters that stayed at zero."""
     order = ["validation", "health", "loss"]
     found = panels(records)
     names = sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
@@ -175,19 +174,22 @@ def ordered_panels(records: Sequence[Mapping[str, float]]) -> list[tuple[str, Pa
 
 
 def comparison(run_dir: Path) -> list[dict[str, Any]]:
-    """Per caption, the picture of each row on the same noise."""
+    """For each caption, the picture of each row from the same noise."""
     drawn = read_pictures(run_dir)
     if drawn is None:
         return []
     return [
-        {"caption": caption, "pictures": [(name, _data(strip[i])) for name, strip in drawn.rows.items()]}
+        {
+            "caption": caption,
+            "pictures": [(name, picture_url(strip[i])) for name, strip in drawn.rows.items()],
+        }
         for i, caption in enumerate(drawn.captions[:MAX_FRAMES])
         if all(i < len(strip) for strip in drawn.rows.values())
     ]
 
 
 def sample_series(folder: Path) -> dict[str, list[dict[str, str]]]:
-    """Sample grids in order of training, by the name before their number, at most `MAX_FRAMES` of each."""
+    """Sample grids over training by the name before their number, at most `MAX_FRAMES` of each."""
     series: dict[str, list[tuple[int, Path]]] = {}
     for path in folder.glob("*.png"):
         match = re.fullmatch(r"(.*?)[_-]?(\d+)", path.stem)
@@ -198,33 +200,17 @@ def sample_series(folder: Path) -> dict[str, list[dict[str, str]]]:
         found.sort()
         every = (len(found) - 1) / (MAX_FRAMES - 1)
         kept = found if len(found) <= MAX_FRAMES else [found[round(i * every)] for i in range(MAX_FRAMES)]
-        out[name] = [{"step": f"{step:,}", "source": embedded_sheet(path)} for step, path in kept]
+        out[name] = [{"step": f"{step:,}", "source": sheet_url(path)} for step, path in kept]
     return out
 
 
 def _picture(path: Path, enlarge_to: int = 0) -> str | None:
-    """A picture file as a data address, or None."""
+    """A picture file as a data URL, or None."""
     if not path.exists():
         return None
     with Image.open(path) as image:
         picture = image.convert("RGB")
-    return _data(fitted(picture, enlarge_to) if max(picture.size) < enlarge_to else picture)
-
-
-def embedded_sheet(path: Path) -> str:
-    """A whole sample grid, compressed: there are many of them."""
-    with Image.open(path) as image:
-        return _data(image.convert("RGB"), "webp", quality=88)
-
-
-def _data(picture: Image.Image, form: str = "png", **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=form, **options)
-    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _svg(text: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+    return picture_url(fitted(picture, enlarge_to) if max(picture.size) < enlarge_to else picture)
 
 
 def _text(path: Path) -> str | None:

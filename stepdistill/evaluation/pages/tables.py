@@ -1,31 +1,30 @@
-"""results.json, and tables of its rows."""
+"""Tables of the rows of `results.json`, and the pictures of each row."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from stepdistill.evaluation.embedded.measurements import Results, Row
+from stepdistill.evaluation.document import ResultRow
 from stepdistill.evaluation.pages.pictures import fitted
-from stepdistill.metrics.preprocess import to_pictures
+from stepdistill.evaluation.picture_store import write_text
 
-RESULTS_NAME, COMPARISON = "results.json", "samples/comparison"
+COMPARISON = "samples/comparison"
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table of results."""
+    """A column of the table."""
 
     key: str
     title: str
     form: str
     is_better: int = 0
-    """1: higher is better, -1: lower is better, 0: no ranking."""
+    """1 higher is better, -1 lower is better, 0 neither."""
 
 
 COLUMNS = (
@@ -45,31 +44,24 @@ COLUMNS = (
 )
 
 
-def write_results(results: Results, run_dir: Path) -> Path:
-    """Write `results.json` and, under `samples/comparison`, the pictures of each row on the same noise."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / RESULTS_NAME
-    draft = run_dir / f".{RESULTS_NAME}.partial"
-    draft.write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
-    if results.pictures:
-        folder = run_dir / COMPARISON
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, images in enumerate(results.pictures.values()):
-            pictures = to_pictures(images.float() / 255)
-            _strip(pictures).save(folder / f"row_{number}.png")
-        index = {"rows": list(results.pictures), "captions": results.captions}
-        (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return path
+def write_pictures(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[str], run_dir: Path) -> None:
+    """Write the pictures of each row, drawn from the same noise, below `samples/comparison`."""
+    folder = run_dir / COMPARISON
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pictures in enumerate(rows.values()):
+        _strip(pictures).save(folder / f"row_{number}.png")
+    write_text(
+        folder / "index.json", json.dumps({"rows": list(rows), "captions": list(captions)}, indent=1) + "\n"
+    )
 
 
 @dataclass(frozen=True)
 class DrawnRows:
-    """Pictures that the rows of a run drew, on the same noise.
+    """Pictures of a run's rows, drawn from the same noise.
 
     Attributes:
         captions: one for each column.
-        rows: name of a row to its pictures.
+        rows: pictures by row name.
     """
 
     captions: tuple[str, ...]
@@ -77,7 +69,7 @@ class DrawnRows:
 
 
 def read_pictures(run_dir: Path) -> DrawnRows | None:
-    """What `write_results` put under `samples/comparison`; None where there is nothing."""
+    """Read what `write_pictures` wrote; None if it wrote nothing."""
     folder = run_dir / COMPARISON
     if not (folder / "index.json").exists():
         return None
@@ -86,42 +78,28 @@ def read_pictures(run_dir: Path) -> DrawnRows | None:
     return DrawnRows(tuple(index["captions"]), rows)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a `results.json`."""
-    return [Row.read(record) for record in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+def escaped(text: str) -> str:
+    """Text for a cell of a Markdown table.
 
-
-def table(rows: Sequence[Row], *, style: str = "markdown") -> str:
-    """Rows as a Markdown or CSV table; columns that no row has are left out, missing values are empty.
-
-    >>> print(table([Row("student", steps=4, frechet_distance=3.25), Row("floor", frechet_distance=1.0)]))
-    | Model | Steps | Frechet distance |
-    |---|---:|---:|
-    | student | 4 | 3.25 |
-    | floor |  | 1.00 |
+    >>> escaped("a|b <c>")
+    'a\\\\|b &lt;c>'
     """
-    columns = present_columns(rows)
-    lines = [["Model", *(column.title for column in columns)]]
-    lines += [[row.name or row.model, *(cell(row, column) for column in columns)] for row in rows]
-    if style == "csv":
-        return "\n".join(",".join(f'"{text}"' if "," in text else text for text in line) for line in lines)
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([head, "|---|" + "---:|" * len(columns), *body])
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def present_columns(rows: Sequence[Row]) -> list[Column]:
+def present_columns(rows: Sequence[ResultRow]) -> list[Column]:
     """The columns that at least one row has a value for."""
     return [column for column in COLUMNS if any(getattr(row, column.key) is not None for row in rows)]
 
 
-def cell(row: Row, column: Column) -> str:
-    """A value as shown; empty when it was not measured."""
+def cell(row: ResultRow, column: Column) -> str:
+    """A formatted value; empty if it was not measured."""
     value = getattr(row, column.key)
     return "" if value is None else column.form.format(value)
 
 
 def _strip(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Square pictures side by side in one file."""
+    """Square pictures side by side."""
     side = max(max(picture.size) for picture in pictures)
     sheet = Image.new("RGB", (side * len(pictures), side))
     for i, picture in enumerate(pictures):
@@ -129,10 +107,10 @@ def _strip(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def headlines(rows: Sequence[Row], *, steps: int | None = None) -> list[dict[str, str]]:
-    """The few figures that tell the result: distances side by side, evaluations saved, accuracy and variety kept.
+def headlines(rows: Sequence[ResultRow], *, steps: int | None = None) -> list[dict[str, str]]:
+    """The headline figures: distances side by side, evaluations saved, accuracy and coverage kept.
 
-    Of a student that was measured at several numbers of steps, the row at `steps`; the first where there is none.
+    For a student measured at several numbers of steps: the row at `steps`, or else the first.
     """
     students = sorted((row for row in rows if row.model == "student"), key=lambda row: row.steps != steps)
     student = next(iter(students), None)
@@ -160,7 +138,7 @@ def headlines(rows: Sequence[Row], *, steps: int | None = None) -> list[dict[str
 
 
 def _pictures(strip: Path) -> tuple[Image.Image, ...]:
-    """The square pictures of such a file."""
+    """The square pictures of a strip."""
     with Image.open(strip) as sheet:
         side = sheet.height
         return tuple(sheet.crop((x, 0, x + side, side)) for x in range(0, sheet.width, side))

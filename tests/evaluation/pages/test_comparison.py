@@ -177,7 +177,7 @@ def test_best_and_worst_go_by_the_score(runs: list[ScoredRun], monkeypatch: pyte
     extremes_grid(runs[0], "clip", 2)
     captions = [[caption.split()[0] for caption in call] for call in shown]
     assert captions == [["1", "2"], ["9", "5"], ["9", "5"], ["1", "2"]]
-    with pytest.raises(UserError, match="no better side"):
+    with pytest.raises(UserError, match="no direction"):
         extremes_grid(runs[1], "brightness")
 
 
@@ -196,7 +196,7 @@ def test_documents_survive_the_disk(tmp_path: Path) -> None:
     assert RunResults.read(tmp_path).cost.nfe is None
     assert RunResults.read(tmp_path).metrics == RUNS[0].metrics
     (tmp_path / "results.json").write_text('{"schema": 1, "rows": []}')
-    with pytest.raises(UserError, match="not a scored run of version 1"):
+    with pytest.raises(UserError, match="not the document of one scored folder"):
         RunResults.read(tmp_path)
     with pytest.raises(UserError, match=r"there is no results\.json"):
         RunResults.read(tmp_path / "nowhere")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,15 +13,15 @@ import torch
 import yaml
 from PIL import Image
 
-from stepdistill.evaluation.embedded.measurements import Results, Row
+from stepdistill.evaluation.document import ResultRow, write_document
 from stepdistill.evaluation.pages.pictures import grid
-from stepdistill.evaluation.pages.plots import guidance_figure
 from stepdistill.evaluation.pages.report import read_records, sample_series, write_report
-from stepdistill.evaluation.pages.tables import headlines, read_rows, table, write_results
-from stepdistill.evaluation.protocols import EMOJI
+from stepdistill.evaluation.pages.tables import escaped, headlines, write_pictures
+from stepdistill.evaluation.protocols import protocol_named
 
+EMOJI = protocol_named("emoji")
 ROWS = [
-    Row(
+    ResultRow(
         "teacher",
         name="teacher 50 steps",
         steps=50,
@@ -30,7 +30,7 @@ ROWS = [
         prompt_accuracy=0.8,
         coverage=0.9,
     ),
-    Row(
+    ResultRow(
         "teacher",
         name="teacher 4 steps",
         steps=4,
@@ -38,7 +38,7 @@ ROWS = [
         frechet_distance=5.0,
         sampler_search={"Euler <a>": 5.0},
     ),
-    Row(
+    ResultRow(
         "student",
         name="student 4 steps",
         steps=4,
@@ -47,7 +47,7 @@ ROWS = [
         prompt_accuracy=0.76,
         coverage=0.81,
     ),
-    Row("floor", name="floor", frechet_distance=0.5, n=1000),
+    ResultRow("floor", name="floor", frechet_distance=0.5, n=1000),
 ]
 
 
@@ -92,8 +92,10 @@ def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo'
     )
-    pictures = {row.name or "": torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8) for row in ROWS[:3]}
-    write_results(Results(EMOJI.to_json(), ROWS, pictures, ["a <cat>", "dog on red", "x & y"]), tmp_path)
+    document = {"schema": 1, "protocol": EMOJI.to_json(), "rows": [asdict(row) for row in ROWS]}
+    write_document(document, tmp_path)
+    pictures = {row.name or "": [Image.new("RGB", (16, 16), (row.steps or 0, 0, 0))] * 3 for row in ROWS[:3]}
+    write_pictures(pictures, ["a <cat>", "dog on red", "x & y"], tmp_path)
     for step in (0, 10, 2):
         Image.new("RGB", (40, 20), (step, 0, 0)).save(tmp_path / f"samples/step_{step:06d}.png")
     (tmp_path / "export/images").mkdir(parents=True)
@@ -109,7 +111,7 @@ def test_everything_is_on_the_page(run_dir: Path) -> None:
     for part in (
         "emoji-sd in 4 steps", "DMD2", "LoRA, rank 8", "8 steps", "4 s", "student 4 steps", "2.25", "floor", EMOJI.hash,
         "a &lt;cat&gt;", "x &amp; y", "loss / dm", "health / std", "step 10", "print(&#39;load me&#39;)", "seed: 7",
-        "25x", "95% of the teacher", "Euler &lt;a&gt;",
+        "25x", "95% of the teacher", "Euler &lt;a&gt;", "<code>emoji-clip</code>",
     ):  # fmt: skip
         assert part in text, part
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text)
@@ -154,13 +156,8 @@ def test_long_series_are_thinned_evenly(tmp_path: Path) -> None:
     assert steps == sorted(set(steps))
 
 
-def test_tables_leave_empty_what_was_not_measured(run_dir: Path) -> None:
-    rows = read_rows(run_dir / "results.json")
-    assert rows == ROWS
-    lines = table(rows).splitlines()
-    assert lines[0] == "| Model | Steps | NFE | Frechet distance | Prompt accuracy | Coverage | Images |"
-    assert lines[-1] == "| floor |  |  | 0.50 |  |  | 1000 |"
-    assert table(rows, style="csv").splitlines()[3] == "student 4 steps,4,4,2.25,76.0%,81.0%,"
+def test_text_of_users_is_escaped_in_tables() -> None:
+    assert escaped("a|b\n<c>") == "a\\|b &lt;c>"
 
 
 def test_headlines_need_both_sides() -> None:
@@ -173,15 +170,6 @@ def test_headlines_are_of_the_number_of_steps_that_was_trained() -> None:
     more = [*ROWS, replace(student, steps=2, frechet_distance=1.5)]
     assert headlines(more, steps=2)[0]["value"] == "1.50"
     assert headlines(more)[0]["value"] == headlines(more, steps=8)[0]["value"] == "2.25"
-
-
-def test_guidance_curve_is_drawn() -> None:
-    rows = [
-        Row("teacher", steps=steps, guidance_scale=s, frechet_distance=s)
-        for steps in (4, 50)
-        for s in (1.0, 2.0)
-    ]
-    assert guidance_figure(rows).lstrip().startswith("<?xml")
 
 
 def test_grid_has_a_row_per_generator_and_a_column_per_caption() -> None:

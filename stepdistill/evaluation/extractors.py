@@ -1,7 +1,4 @@
-"""Eyes by the name of their variant: what turns pictures into the columns that numbers are made of.
-
-A protocol says which variant a metric's name stands for; `open_eye` makes it. Weights are looked for only then.
-"""
+"""Extractors by the name of their variant. A protocol defines which variant a metric stands for; `open_extractor` loads it."""
 
 from __future__ import annotations
 
@@ -12,14 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stepdistill.data.emoji import EmojiWorld
 from stepdistill.errors import UserError
-from stepdistill.evaluation.embedded.emoji import answers_of, load_evaluator
-from stepdistill.evaluation.embedded.evaluator import Evaluator
-from stepdistill.evaluation.embedded.scorers import background_error, is_right
+from stepdistill.evaluation.columns import Extractor
+from stepdistill.evaluation.embedded.extractors import CoverageExtractor, EmojiExtractor
 from stepdistill.evaluation.picture_store import PictureRecord, PictureStore
-from stepdistill.evaluation.protocols import EMOJI, Benchmark, record_hash
-from stepdistill.evaluation.scoring import Eye
+from stepdistill.evaluation.protocols import Protocol, record_hash
 from stepdistill.metrics.diversity import mean_pairwise_cosine, vendi_score
 from stepdistill.metrics.networks.base import FeatureNetwork, PatchFeatures
 from stepdistill.metrics.networks.clip import CMMDFeatures, emoji_clip
@@ -45,15 +39,14 @@ def one_size(pictures: Pictures, asked_by: str) -> Tensor:
     return of_pictures(pictures).float() / 255
 
 
-class PixelEye:
-    """Mean brightness and contrast, 0 to 255: a cheap alarm for collapse and over-saturation."""
+class PixelExtractor:
+    """Mean brightness and contrast, 0 to 255: a cheap check for collapse and over-saturation."""
 
     name = "pixels"
-    sees_prompts = False
+    is_per_prompt = False
 
     def record(self) -> dict[str, Any]:
-        """The version of the columns."""
-        return {"eye": self.name, "version": 1}
+        return {"extractor": self.name, "version": 1}
 
     def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """`brightness` is the mean of all levels, `contrast` their standard deviation."""
@@ -65,59 +58,17 @@ class PixelEye:
         }
 
 
-class EmojiEye:
-    """The eye and the judge of the embedded problem: features, CLIP score, and whether the caption is satisfied."""
+class FeatureExtractor:
+    """Features of a network, after the protocol's crop and resize to a square."""
 
-    name = "emoji-clip"
-    sees_prompts = False
-
-    def __init__(self, evaluator: Evaluator | None = None, world: EmojiWorld | None = None) -> None:
-        self.world = world or EmojiWorld()
-        self.evaluator = evaluator or load_evaluator(EMOJI, world=self.world, with_floor=False)
-
-    def record(self) -> dict[str, Any]:
-        """The feature network with the hash of its weights, and the judge."""
-        return {"eye": self.name, "features": self.evaluator.features.name, "judge": EMOJI.judge}
-
-    def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
-        """Columns `features`, `clip`, `prompt_accuracy`, `background_error` and `glyph`."""
-        captions = [record.prompt for record in records]
-        answers = [answers_of(self.world.answers(caption)) for caption in captions]
-        for caption, each in zip(captions, answers, strict=True):
-            if not len(each.glyphs) or not len(each.backgrounds):
-                raise UserError(f"'{caption}' is no emoji caption, so nothing is known to be right for it")
-        measured = self.evaluator.measure(one_size(pictures, "the emoji eye"), captions)
-        colours = self.evaluator.judge.background_colours
-        rows = [slice(i, i + 1) for i in range(len(captions))]
-        right = [
-            is_right(measured.glyphs[row], measured.backgrounds[row], each)
-            for row, each in zip(rows, answers, strict=True)
-        ]
-        errors = [
-            background_error(measured.colours[row], colours, each)
-            for row, each in zip(rows, answers, strict=True)
-        ]
-        return {
-            "features": measured.features.float(),
-            "clip": measured.clip_scores.float(),
-            "prompt_accuracy": torch.cat(right).float(),
-            "background_error": torch.cat(errors).float(),
-            "glyph": measured.glyphs,
-        }
-
-
-class FeatureEye:
-    """A feature network, after the protocol's crop and resize to a square."""
-
-    sees_prompts = False
+    is_per_prompt = False
 
     def __init__(self, network: FeatureNetwork, *, side: int | None = None) -> None:
         self.network, self.side = network, side
         self.name = network.name if side is None else f"{network.name}/square{side}"
 
     def record(self) -> dict[str, Any]:
-        """The network's own record, with the square."""
-        return self.network.protocol() | {"eye": self.name, "square": self.side}
+        return self.network.protocol() | {"extractor": self.name, "square": self.side}
 
     def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """The column `features`."""
@@ -125,33 +76,32 @@ class FeatureEye:
         return {"features": self.network(squares(pictures, self.side)).float()}
 
 
-class ScorerEye:
-    """A scorer of pictures and prompts."""
+class ScorerExtractor:
+    """Scores of pictures for their prompts."""
 
-    sees_prompts = False
+    is_per_prompt = False
 
     def __init__(self, scorer: PromptScorer) -> None:
         self.scorer, self.name = scorer, scorer.name
 
     def record(self) -> dict[str, Any]:
-        """The scorer's own record."""
-        return dict(self.scorer.description()) | {"eye": self.name}
+        return dict(self.scorer.description()) | {"extractor": self.name}
 
     def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """The column `score`."""
         prompts = [record.prompt for record in records]
         if not any(prompts):
             raise UserError(f"{self.name} needs the prompts of the pictures: give --prompts FILE")
-        # One tensor where it can be: users' functions are made for it, and a network does not care.
+        # One tensor if possible: it is what users' functions take.
         is_even = len({picture.size for picture in pictures}) == 1
         images = one_size(pictures, self.name) if is_even else pictures
         return {"score": self.scorer(images, prompts).float().cpu()}
 
 
-class DiversityEye:
-    """How much the pictures of one prompt differ over seeds: a mean over pairs, and the effective number of different ones."""
+class DiversityExtractor:
+    """Diversity of the pictures of one prompt over seeds: means over pairs, and the effective number of distinct pictures."""
 
-    sees_prompts = True
+    is_per_prompt = True
 
     def __init__(
         self, name: str, *, features: FeatureNetwork | None = None, lpips: LPIPS | None = None
@@ -159,12 +109,11 @@ class DiversityEye:
         self.name, self.features, self.lpips = name, features, lpips
 
     def record(self) -> dict[str, Any]:
-        """The networks."""
         network = {} if self.features is None else self.features.protocol()
-        return {"eye": self.name, "lpips": None if self.lpips is None else self.lpips.name, **network}
+        return {"extractor": self.name, "lpips": None if self.lpips is None else self.lpips.name, **network}
 
     def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
-        """`cosine_diversity` and `vendi` of features, `lpips_diversity` of LPIPS, one row a prompt."""
+        """`cosine_diversity` and `vendi` of features, `lpips_diversity` of LPIPS; one row per prompt."""
         count = sum(record.prompt_index == records[0].prompt_index for record in records)
         groups = [pictures[start : start + count] for start in range(0, len(pictures), count)]
         columns: dict[str, list[float]] = {}
@@ -179,10 +128,10 @@ class DiversityEye:
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
 
 
-class PairEye:
-    """How near each picture is to the teacher's of the same prompt and seed: PSNR, SSIM and, where it is given, LPIPS."""
+class PairExtractor:
+    """Similarity of each picture to the teacher's of the same prompt and seed: PSNR, SSIM and, if given, LPIPS."""
 
-    sees_prompts = False
+    is_per_prompt = False
 
     def __init__(self, teacher: PictureStore, lpips: LPIPS | None = None) -> None:
         self.teacher, self.lpips = teacher, lpips
@@ -190,9 +139,8 @@ class PairEye:
         self.partners = teacher.records()
 
     def record(self) -> dict[str, Any]:
-        """The teacher's pictures."""
         digests = [record.digest for record in self.partners.values()]
-        return {"eye": self.name, "teacher": record_hash({"pictures": digests})}
+        return {"extractor": self.name, "teacher": record_hash({"pictures": digests})}
 
     def __call__(self, pictures: Pictures, records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """Columns `psnr`, `ssim` and `lpips`."""
@@ -201,61 +149,62 @@ class PairEye:
         if own.shape != others.shape:
             raise UserError(
                 f"the teacher's pictures are {others.shape[3]} x {others.shape[2]}, not {own.shape[3]} x {own.shape[2]}: "
-                "draw both at one size"
+                "draw both at the same size"
             )
         columns = {"psnr": psnr(own, others), "ssim": ssim(own, others)}
         return columns if self.lpips is None else columns | {"lpips": self.lpips(own, others)}
 
 
 def squares(pictures: Pictures, side: int | None) -> Pictures:
-    """Centre squares of that side, by LANCZOS; the pictures themselves where None."""
+    """Centre squares of that side, resized with LANCZOS; None leaves the pictures unchanged."""
     return pictures if side is None else [square(picture, side) for picture in pictures]
 
 
-EyeMaker = Callable[[Benchmark, torch.device], Eye]
+Factory = Callable[[Protocol, torch.device], Extractor]
 
 
-def _inception(variant: str) -> EyeMaker:
-    return lambda protocol, device: FeatureEye(
+def _inception(variant: str) -> Factory:
+    return lambda protocol, device: FeatureExtractor(
         InceptionFeatures.load(variant).to(device), side=protocol.square
     )
 
 
-def _patch(protocol: Benchmark, device: torch.device) -> Eye:
-    return FeatureEye(PatchFeatures(InceptionFeatures.load("clean").to(device)))
+def _patch(protocol: Protocol, device: torch.device) -> Extractor:
+    return FeatureExtractor(PatchFeatures(InceptionFeatures.load("clean").to(device)))
 
 
-EYES: dict[str, EyeMaker] = {
-    "pixels": lambda protocol, device: PixelEye(),
-    "emoji-clip": lambda protocol, device: EmojiEye(),
+EXTRACTORS: dict[str, Factory] = {
+    "pixels": lambda protocol, device: PixelExtractor(),
+    "emoji-clip": lambda protocol, device: EmojiExtractor(),
+    "emoji-coverage": lambda protocol, device: CoverageExtractor(),
     **{f"inception/{variant}": _inception(variant) for variant in VARIANTS},
     "inception/clean/patch-center299": _patch,
-    "dinov2-large/pil": lambda protocol, device: FeatureEye(DinoFeatures.load().to(device)),
-    "cmmd": lambda protocol, device: FeatureEye(CMMDFeatures.load().to(device)),
-    "diversity/emoji-clip": lambda protocol, device: DiversityEye(
+    "dinov2-large/pil": lambda protocol, device: FeatureExtractor(DinoFeatures.load().to(device)),
+    "cmmd": lambda protocol, device: FeatureExtractor(CMMDFeatures.load().to(device)),
+    "diversity/emoji-clip": lambda protocol, device: DiversityExtractor(
         "diversity/emoji-clip", features=emoji_clip()
     ),
-    "diversity/lpips-vgg": lambda protocol, device: DiversityEye(
+    "diversity/lpips-vgg": lambda protocol, device: DiversityExtractor(
         "diversity/lpips-vgg", lpips=LPIPS.load("vgg").to(device)
     ),
-    "diversity/dinov2-large": lambda protocol, device: DiversityEye(
+    "diversity/dinov2-large": lambda protocol, device: DiversityExtractor(
         "diversity/dinov2-large", features=DinoFeatures.load().to(device)
     ),
 }
-"""Variants by name."""
+"""Factories by variant."""
 
 
-def open_eye(variant: str, protocol: Benchmark, device: torch.device) -> Eye:
-    """The eye of a variant, its weights loaded.
+def open_extractor(variant: str, protocol: Protocol, device: torch.device) -> Extractor:
+    """Load the extractor of a variant.
 
     Raises:
-        UserError: there is none of that name, or its weights are not to be had.
+        UserError: the variant is unknown, or its weights cannot be found.
     """
-    if variant in EYES:
-        return EYES[variant](protocol, device)
+    if variant in EXTRACTORS:
+        return EXTRACTORS[variant](protocol, device)
     if variant not in SCORERS and variant not in ALIASES and ":" not in variant:
         raise UserError(
-            f"there is no metric variant '{variant}'; there are {', '.join([*EYES, *SCORERS])} and package.module:function"
+            f"unknown metric variant '{variant}'; known variants: {', '.join([*EXTRACTORS, *SCORERS])} and package.module:function"
         )
     scorer = load_scorer(variant)
-    return ScorerEye(scorer.to(device) if isinstance(scorer, nn.Module) else scorer)
+    return ScorerExtractor(scorer.to(device) if isinstance(scorer, nn.Module) else scorer)

@@ -1,4 +1,4 @@
-"""A protocol from pictures to numbers: what a kill leaves, what processes share, and what stands beside each number."""
+"""A protocol from pictures to numbers: resuming, sharing work, and the record beside each number."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 
 from stepdistill.errors import UserError
-from stepdistill.evaluation import eyes
-from stepdistill.evaluation.benchmark import BenchmarkOptions, Drawn, run_benchmark
+from stepdistill.evaluation import extractors
+from stepdistill.evaluation.application import EvaluationOptions, evaluate
 from stepdistill.evaluation.catalogue import chosen_metrics, variant_of
 from stepdistill.evaluation.document import ModelRecord, RunResults
-from stepdistill.evaluation.eyes import DiversityEye, FeatureEye, ScorerEye
+from stepdistill.evaluation.extractors import DiversityExtractor, FeatureExtractor, ScorerExtractor
 from stepdistill.evaluation.generation import prompt_seed
 from stepdistill.evaluation.picture_store import MANIFEST, read_manifest
-from stepdistill.evaluation.processes import Crew
+from stepdistill.evaluation.processes import ProcessGroup
 from stepdistill.evaluation.prompt_sets import PromptSet
-from stepdistill.evaluation.protocols import Benchmark
-from stepdistill.evaluation.sources import Source, describe
+from stepdistill.evaluation.protocols import Protocol
+from stepdistill.evaluation.sources import Drawn, Source, describe
 from stepdistill.evaluation.timing import CostRules
 from stepdistill.metrics.distances import frechet_distance_of_features
 from stepdistill.metrics.networks.base import FeatureNetwork
@@ -35,7 +35,7 @@ from stepdistill.metrics.networks.clip import ClipFeatures
 from stepdistill.metrics.references import FeatureStats, ReferenceStats
 from stepdistill.testing import tiny_pipeline
 
-PROTOCOL = Benchmark(
+PROTOCOL = Protocol(
     "tiny",
     prompts=None,
     num_prompts=8,
@@ -59,7 +59,7 @@ class Grey(FeatureNetwork):
 
 def _array(image: Any) -> torch.Tensor:
     if isinstance(image, Image.Image):
-        return eyes.of_pictures([image])[0]
+        return extractors.of_pictures([image])[0]
     return (image * 255).round()
 
 
@@ -77,25 +77,24 @@ class Length:
         )
 
 
-TINY_EYES = {
-    "grey": lambda protocol, device: FeatureEye(Grey(), side=protocol.square),
-    "length": lambda protocol, device: ScorerEye(Length()),
-    "diversity/grey": lambda protocol, device: DiversityEye("diversity/grey", features=Grey()),
+TINY_EXTRACTORS = {
+    "grey": lambda protocol, device: FeatureExtractor(Grey(), side=protocol.square),
+    "length": lambda protocol, device: ScorerExtractor(Length()),
+    "diversity/grey": lambda protocol, device: DiversityExtractor("diversity/grey", features=Grey()),
 }
 
 
 @pytest.fixture(autouse=True)
-def _tiny_eyes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eyes, "EYES", {**eyes.EYES, **TINY_EYES})
+def _tiny_extractors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extractors, "EXTRACTORS", {**extractors.EXTRACTORS, **TINY_EXTRACTORS})
 
 
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
     pipe = tiny_pipeline("sd")
-    generation, record = describe(
+    return describe(
         pipe, {"num_inference_steps": 2, "guidance_scale": 2.0}, Source("tiny", name="tiny, 2 steps")
     )
-    return Drawn(record, generation)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +108,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(out: Path, real: Path | None, **others: Any) -> BenchmarkOptions:
+def options(out: Path, real: Path | None, **others: Any) -> EvaluationOptions:
     settings: dict[str, Any] = {"batch_size": 3, "cost": NO_TIMES} | others
-    return BenchmarkOptions(out, reference=None if real is None else str(real), **settings)
+    return EvaluationOptions(out, reference=None if real is None else str(real), **settings)
 
 
 def pictures(out: Path) -> dict[str, bytes]:
@@ -126,8 +125,8 @@ def whole(drawn: Drawn, real: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eyes, "EYES", {**eyes.EYES, **TINY_EYES})
-        run_benchmark(drawn, PROTOCOL, PROMPTS, METRICS, options(out, real))
+        patch.setattr(extractors, "EXTRACTORS", {**extractors.EXTRACTORS, **TINY_EXTRACTORS})
+        evaluate(drawn, PROTOCOL, PROMPTS, METRICS, options(out, real))
     return out
 
 
@@ -167,10 +166,10 @@ def test_statistics_on_disk_give_the_same_distance(
     ReferenceStats.of(FeatureStats.of(features), network.protocol()).save(tmp_path / "real.npz")
     shutil.copytree(whole, tmp_path / "run")
     out = options(tmp_path / "run", tmp_path / "real.npz")
-    found = run_benchmark(drawn, PROTOCOL, PROMPTS, ["fid"], out)
+    found = evaluate(drawn, PROTOCOL, PROMPTS, ["fid"], out)
     assert found.metrics["fid"].value == pytest.approx(RunResults.read(whole).metrics["fid"].value, rel=1e-6)
-    with pytest.raises(UserError, match="needs the real pictures"):
-        run_benchmark(drawn, PROTOCOL, PROMPTS, ["kid"], out)
+    with pytest.raises(UserError, match="needs reference pictures"):
+        evaluate(drawn, PROTOCOL, PROMPTS, ["kid"], out)
 
 
 class KilledError(Exception):
@@ -187,11 +186,11 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 
     killed = options(tmp_path, real, progress=kill)
     with pytest.raises(KilledError):
-        run_benchmark(drawn, PROTOCOL, PROMPTS, METRICS, killed)
+        evaluate(drawn, PROTOCOL, PROMPTS, METRICS, killed)
     assert not (tmp_path / "results.json").exists()
     blocks: list[tuple[str, int]] = []
     again = options(tmp_path, real, progress=lambda name, done, total: blocks.append((name, total)))
-    run_benchmark(drawn, PROTOCOL, PROMPTS, METRICS, again)
+    evaluate(drawn, PROTOCOL, PROMPTS, METRICS, again)
     first = next(total for name, total in blocks if name == stage)
     assert first < 3, "what was done is not done again"
     assert pictures(tmp_path) == pictures(whole)
@@ -206,7 +205,7 @@ def test_half_of_the_outputs_deleted_come_back_bit_by_bit(
     for path in [*sorted(out.rglob("*.png"))[::2], out / "scores/grey.parquet", out / "results.json"]:
         path.unlink()
     (out / "scores/length.parquet").write_bytes((whole / "scores/length.parquet").read_bytes())
-    run_benchmark(drawn, PROTOCOL, PROMPTS, METRICS, options(out, real))
+    evaluate(drawn, PROTOCOL, PROMPTS, METRICS, options(out, real))
     assert pictures(out) == pictures(whole)
     assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
@@ -216,7 +215,7 @@ def test_a_finished_run_draws_and_scores_nothing(
 ) -> None:
     out, blocks = tmp_path / "run", []
     shutil.copytree(whole, out)
-    run_benchmark(
+    evaluate(
         drawn, PROTOCOL, PROMPTS, METRICS, options(out, real, progress=lambda *block: blocks.append(block))
     )
     assert blocks == []
@@ -225,25 +224,73 @@ def test_a_finished_run_draws_and_scores_nothing(
 def test_numbers_of_an_earlier_call_stay(drawn: Drawn, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    found = run_benchmark(drawn, PROTOCOL, PROMPTS, ["contrast"], options(out, None))
+    found = evaluate(drawn, PROTOCOL, PROMPTS, ["contrast"], options(out, None))
     assert set(found.metrics) == {*METRICS, "contrast"}
     assert found.metrics["fid"] == RunResults.read(whole).metrics["fid"]
 
 
 def test_neither_batch_nor_order_matters(drawn: Drawn, real: Path, whole: Path, tmp_path: Path) -> None:
-    found = run_benchmark(drawn, PROTOCOL, PROMPTS, METRICS, options(tmp_path, real, batch_size=8))
+    found = evaluate(drawn, PROTOCOL, PROMPTS, METRICS, options(tmp_path, real, batch_size=8))
     expected = RunResults.read(whole)
     for name, number in found.metrics.items():
         assert number.value == pytest.approx(expected.metrics[name].value, rel=1e-3), name
         assert number.protocol == expected.metrics[name].protocol
 
 
+def test_a_folder_grows_with_the_prompts(drawn: Drawn, real: Path, whole: Path, tmp_path: Path) -> None:
+    """More prompts of the same list are added to a folder, fewer are a prefix of it; others are refused."""
+    blocks: list[Any] = []
+    first = evaluate(drawn, PROTOCOL, PROMPTS.first(3), METRICS, options(tmp_path, real))
+    assert first.metrics["fid"].n == 3
+    grown = options(tmp_path, real, progress=lambda *block: blocks.append(block))
+    assert evaluate(drawn, PROTOCOL, PROMPTS, METRICS, grown).metrics == RunResults.read(whole).metrics
+    assert [block for block in blocks if block[0] == "pictures"] == [("pictures", 1, 2), ("pictures", 2, 2)]
+    blocks.clear()
+    again = evaluate(drawn, PROTOCOL, PROMPTS.first(3), METRICS, grown)
+    assert again.metrics == first.metrics
+    assert blocks == []
+    with pytest.raises(UserError, match="lists other prompts"):
+        evaluate(drawn, PROTOCOL, PromptSet.of(["x", "y"]), METRICS, options(tmp_path, real))
+
+
+def test_scored_pictures_need_not_be_kept(drawn: Drawn, real: Path, whole: Path, tmp_path: Path) -> None:
+    """Columns of deleted pictures stay; a new extractor draws the pictures again."""
+    evaluate(drawn, PROTOCOL, PROMPTS, ["fid"], options(tmp_path, real, keep=2))
+    assert sorted(pictures(tmp_path)) == ["000000.png", "000001.png"]
+    blocks: list[Any] = []
+    again = options(tmp_path, real, keep=2, progress=lambda *block: blocks.append(block))
+    evaluate(drawn, PROTOCOL, PROMPTS, ["fid"], again)
+    assert blocks == []
+    found = evaluate(drawn, PROTOCOL, PROMPTS, METRICS, again)
+    assert [block[0] for block in blocks if block[0] in ("pictures", "grey")] == ["pictures"] * 3
+    assert found.metrics == RunResults.read(whole).metrics
+    assert len(pictures(tmp_path)) == 2
+
+
+def test_a_folder_may_be_overwritten(drawn: Drawn, tmp_path: Path) -> None:
+    evaluate(drawn, PROTOCOL, PROMPTS, ["brightness"], options(tmp_path, None))
+    other = replace(drawn, model=drawn.model.model_copy(update={"weights": "other"}))
+    found = evaluate(other, PROTOCOL, PROMPTS, ["contrast"], options(tmp_path, None, overwrite=True))
+    assert set(found.metrics) == {"contrast"}
+
+
+def test_a_teachers_columns_are_reused(drawn: Drawn, real: Path, tmp_path: Path) -> None:
+    """The distance to the teacher needs no pictures that the teacher's folder has scored and deleted."""
+    teacher, out = tmp_path / "teacher", tmp_path / "student"
+    evaluate(drawn, PROTOCOL, PROMPTS, ["fid"], options(teacher, real, keep=0))
+    assert not pictures(teacher)
+    found = evaluate(drawn, PROTOCOL, PROMPTS, ["fid_to_teacher"], options(out, None, teacher=teacher))
+    assert found.metrics["fid_to_teacher"].value == pytest.approx(0.0, abs=1e-9)
+    with pytest.raises(UserError, match="is missing"):
+        evaluate(drawn, PROTOCOL, PROMPTS, ["psnr"], options(out, None, teacher=teacher))
+
+
 def test_a_folder_is_of_one_run(drawn: Drawn, whole: Path) -> None:
     other = replace(drawn, model=drawn.model.model_copy(update={"steps": 3, "guidance_scale": 1.0}))
-    with pytest.raises(UserError, match=r"another run \(guidance_scale, steps differ\)"):
-        run_benchmark(other, PROTOCOL, PROMPTS, METRICS, options(whole, None))
+    with pytest.raises(UserError, match=r"another run \(guidance_scale, steps changed\)"):
+        evaluate(other, PROTOCOL, PROMPTS, METRICS, options(whole, None))
     with pytest.raises(UserError, match="seed"):
-        run_benchmark(drawn, replace(PROTOCOL, seed=1), PROMPTS, METRICS, options(whole, None))
+        evaluate(drawn, replace(PROTOCOL, seed=1), PROMPTS, METRICS, options(whole, None))
 
 
 def test_changed_pictures_are_scored_anew(whole: Path, real: Path, tmp_path: Path) -> None:
@@ -252,33 +299,33 @@ def test_changed_pictures_are_scored_anew(whole: Path, real: Path, tmp_path: Pat
     shutil.copytree(real, folder)
     adopted = Drawn(ModelRecord(name="found", source="there"), folder=folder)
     none = options(out, real)
-    first = run_benchmark(adopted, PROTOCOL, None, ["fid", "brightness"], none)
+    first = evaluate(adopted, PROTOCOL, None, ["fid", "brightness"], none)
     assert first.metrics["fid"].value == pytest.approx(0.0, abs=1e-9)
     Image.new("RGB", (16, 16), (255, 255, 255)).save(folder / "3.png")
-    second = run_benchmark(adopted, PROTOCOL, None, ["brightness"], none)
+    second = evaluate(adopted, PROTOCOL, None, ["brightness"], none)
     assert set(second.metrics) == {"brightness"}, "the earlier distance was of other pictures"
-    second = run_benchmark(adopted, PROTOCOL, None, ["fid", "brightness"], none)
+    second = evaluate(adopted, PROTOCOL, None, ["fid", "brightness"], none)
     assert second.metrics["brightness"].value > first.metrics["brightness"].value
     assert second.metrics["fid"].value > 0.01
     with pytest.raises(UserError, match="needs the prompts"):
-        run_benchmark(adopted, PROTOCOL, None, ["clip"], none)
-    with pytest.raises(UserError, match="12 pictures, but the prompts ask for 8"):
-        run_benchmark(adopted, PROTOCOL, PROMPTS, ["clip"], options(tmp_path / "other", real))
+        evaluate(adopted, PROTOCOL, None, ["clip"], none)
+    with pytest.raises(UserError, match="contains 12 pictures for 8 prompts"):
+        evaluate(adopted, PROTOCOL, PROMPTS, ["clip"], options(tmp_path / "other", real))
 
 
 def test_pictures_of_a_run_keep_their_prompts(whole: Path, tmp_path: Path) -> None:
     adopted = Drawn(ModelRecord(name="again", source=str(whole)), folder=whole)
-    found = run_benchmark(adopted, PROTOCOL, None, ["clip"], options(tmp_path, None))
+    found = evaluate(adopted, PROTOCOL, None, ["clip"], options(tmp_path, None))
     assert found.metrics["clip"] == RunResults.read(whole).metrics["clip"]
     others = PromptSet.of([f"other {number}" for number in range(8)])
-    with pytest.raises(UserError, match="of other prompts"):
-        run_benchmark(adopted, PROTOCOL, others, ["clip"], options(tmp_path / "other", None))
+    with pytest.raises(UserError, match="lists other prompts"):
+        evaluate(adopted, PROTOCOL, others, ["clip"], options(tmp_path / "other", None))
 
 
 def test_several_seeds_of_a_prompt_and_the_teacher(drawn: Drawn, tmp_path: Path) -> None:
     protocol = replace(PROTOCOL, samples_per_prompt=3)
     names = ["clip", "cosine_diversity", "vendi"]
-    teacher = run_benchmark(drawn, protocol, PROMPTS.first(4), names, options(tmp_path / "teacher", None))
+    teacher = evaluate(drawn, protocol, PROMPTS.first(4), names, options(tmp_path / "teacher", None))
     records = read_manifest(tmp_path / "teacher" / MANIFEST)
     assert [(record.prompt_index, record.sample) for record in records[:4]] == [
         (0, 0),
@@ -289,43 +336,43 @@ def test_several_seeds_of_a_prompt_and_the_teacher(drawn: Drawn, tmp_path: Path)
     assert teacher.metrics["vendi"].n == 12
     assert 1 < teacher.metrics["vendi"].value <= 3
     assert teacher.metrics["cosine_diversity"].value < 1
-    generation, record = describe(tiny_pipeline("sd", seed=1), {"num_inference_steps": 1}, Source("student"))
+    other = describe(tiny_pipeline("sd", seed=1), {"num_inference_steps": 1}, Source("student"))
     both = options(tmp_path / "student", None, teacher=tmp_path / "teacher")
     pair = ["psnr", "ssim", "fid_to_teacher"]
-    student = run_benchmark(Drawn(record, generation), protocol, PROMPTS.first(4), pair, both)
+    student = evaluate(other, protocol, PROMPTS.first(4), pair, both)
     assert set(student.metrics) == set(pair)
     assert student.metrics["psnr"].value < 60
     assert student.metrics["fid_to_teacher"].value > 0
     itself = options(tmp_path / "itself", None, teacher=tmp_path / "teacher")
-    same = run_benchmark(drawn, protocol, PROMPTS.first(4), ["ssim", "fid_to_teacher"], itself)
+    same = evaluate(drawn, protocol, PROMPTS.first(4), ["ssim", "fid_to_teacher"], itself)
     assert same.metrics["ssim"].value == pytest.approx(1.0)
     assert same.metrics["fid_to_teacher"].value == pytest.approx(0.0, abs=1e-9)
     with pytest.raises(UserError, match="--samples"):
-        run_benchmark(drawn, PROTOCOL, PROMPTS, ["vendi"], options(tmp_path / "one", None))
+        evaluate(drawn, PROTOCOL, PROMPTS, ["vendi"], options(tmp_path / "one", None))
 
 
 def test_names_that_mean_nothing_are_refused() -> None:
     def chosen(*names: str) -> Any:
         return chosen_metrics(names, PROTOCOL, has_reference=True, has_teacher=False)
 
-    for name, message in {"fdi": "did you mean 'fid'", "hps": "does not say what 'hps' is"}.items():
+    for name, message in {"fdi": "did you mean 'fid'", "hps": "defines no variant of 'hps'"}.items():
         with pytest.raises(UserError, match=message):
             chosen(name)
     names, protocol = chosen("fid=inception/legacy_tf", "clip")
     assert (names, variant_of("fid", protocol)) == (["fid", "clip"], "inception/legacy_tf")
     assert protocol.hash != PROTOCOL.hash
-    with pytest.raises(UserError, match="there is no metric variant 'hps/v9'"):
-        eyes.open_eye("hps/v9", PROTOCOL, torch.device("cpu"))
+    with pytest.raises(UserError, match="unknown metric variant 'hps/v9'"):
+        extractors.open_extractor("hps/v9", PROTOCOL, torch.device("cpu"))
     with pytest.raises(UserError, match="cannot be imported"):
-        eyes.open_eye("no_such_module:score", PROTOCOL, torch.device("cpu"))
+        extractors.open_extractor("no_such_module:score", PROTOCOL, torch.device("cpu"))
 
 
-def test_a_clip_model_is_an_eye_too(clip: ClipFeatures) -> None:
+def test_a_clip_model_serves_as_feature_network(clip: ClipFeatures) -> None:
     """Feature networks of the package serve without a wrapper of their own."""
-    eye = DiversityEye("diversity/random", features=clip)
+    extractor = DiversityExtractor("diversity/random", features=clip)
     records = read_manifest_like(2)
     noise = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
-    seen = eye([Image.fromarray(each.numpy()) for each in noise], records)
+    seen = extractor([Image.fromarray(each.numpy()) for each in noise], records)
     assert seen["vendi"].shape == (1,)
 
 
@@ -336,7 +383,7 @@ def read_manifest_like(count: int) -> list[Any]:
 
 
 def test_work_is_shared_without_overlap() -> None:
-    shares = [list(Crew(rank, 3).share(range(10))) for rank in range(3)]
+    shares = [list(ProcessGroup(rank, 3).share(range(10))) for rank in range(3)]
     assert sorted(number for share in shares for number in share) == list(range(10))
 
 
@@ -344,12 +391,12 @@ WORKER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_benchmark as t
-from stepdistill.evaluation import eyes
-eyes.EYES.update(t.TINY_EYES)
+import test_application as t
+from stepdistill.evaluation import extractors
+extractors.EXTRACTORS.update(t.TINY_EXTRACTORS)
 pipe = t.tiny_pipeline("sd")
-generation, record = t.describe(pipe, dict(num_inference_steps=2, guidance_scale=2.0), t.Source("tiny", name="tiny, 2 steps"))
-t.run_benchmark(t.Drawn(record, generation), t.PROTOCOL, t.PROMPTS, t.METRICS, t.options(Path({out!r}), Path({real!r})))
+drawn = t.describe(pipe, dict(num_inference_steps=2, guidance_scale=2.0), t.Source("tiny", name="tiny, 2 steps"))
+t.evaluate(drawn, t.PROTOCOL, t.PROMPTS, t.METRICS, t.options(Path({out!r}), Path({real!r})))
 """
 
 
