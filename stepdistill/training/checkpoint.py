@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors for tensors, JSON for the rest, written so that a crash at any moment loses nothing.
+"""Checkpoints: safetensors for tensors, JSON for the rest. A crash at any moment leaves the previous checkpoint intact.
 
-A checkpoint is a folder `checkpoints/step_N`. It is filled under another name, renamed when complete, and only then does the file
-`checkpoints/latest` name it.
+A checkpoint is a folder `checkpoints/step_N`. It is written under a temporary name and renamed when complete; then the file
+`checkpoints/latest` is pointed at it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def save_checkpoint(
         shutil.rmtree(draft, ignore_errors=True)
         raise UserError(
             f"cannot write the checkpoint {final}: {error.strerror or error}; free space or set train.output_dir to a writable "
-            "folder, then run the same command again (earlier checkpoints are kept)"
+            "folder, then run the command again (earlier checkpoints are kept)"
         ) from error
     if keep is not None:
         prune(root, keep)
@@ -69,7 +69,7 @@ def prune(root: Path, keep: int) -> None:
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The folder that `checkpoints/latest` names, or None where the run has none yet."""
+    """Return the folder that `checkpoints/latest` names, or None before the first checkpoint."""
     pointer = run_dir / "checkpoints" / "latest"
     if not pointer.exists():
         return None
@@ -78,7 +78,7 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors by group and the state.
+    """Load the tensors by group, and the state.
 
     Raises:
         UserError: the folder is not a readable checkpoint.
@@ -95,7 +95,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as flat tensors: `<parameter number>.<name>`."""
+    """Flatten an optimiser's state to tensors named `<parameter number>.<name>`."""
     state = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": torch.as_tensor(value)
@@ -105,7 +105,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Load the result of `optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)

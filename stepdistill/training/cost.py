@@ -1,4 +1,4 @@
-"""What training has cost: network passes and peak memory."""
+"""Cost of training: network passes, time and peak memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stepdistill.denoisers.base import Denoiser
 
 
 class CostMeter:
-    """Counts the samples that go forward through the networks of a run (a guided call twice), the seconds and the peak memory.
+    """Count forward passes of single samples through a run's networks (two for a guided sample), seconds and peak memory.
 
-    Only what happens within `counted` counts. Backward passes do not, and a call that stops at a tapped layer counts as whole. The
-    peak is the highest of all processes that went on with the run.
+    Only work within `counted` counts. Backward passes do not count, and a call that stops at a tapped layer counts in full. The peak
+    is the highest over all resumes.
 
     Args:
-        networks: teacher and roles; other modules among them (heads) do not count, and a network that roles share counts once.
+        networks: teacher and roles. Other modules (heads) are ignored, and a network shared by roles is counted once.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
@@ -34,7 +34,7 @@ class CostMeter:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Within the block passes and time count as training."""
+        """Count passes and time within the block."""
         started, self._is_counting = time.perf_counter(), True
         try:
             yield
@@ -44,7 +44,7 @@ class CostMeter:
             self._is_counting = False
 
     def state(self) -> dict[str, float]:
-        """What a resumed run goes on from."""
+        """Return the counters, for a checkpoint."""
         return {
             "num_passes": self.num_passes,
             "seconds": self.seconds,
@@ -52,12 +52,12 @@ class CostMeter:
         }
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Put back what `state` gave."""
+        """Load the result of `state`."""
         self.num_passes, self.seconds = int(state["num_passes"]), float(state["seconds"])
         self.peak_memory_mib = float(state.get("peak_memory_mib", 0.0))
 
     def record(self) -> dict[str, float]:
-        """The content of `cost.json`."""
+        """Return the content of `cost.json`."""
         return {
             "network_passes": self.num_passes,
             "train_seconds": round(self.seconds, 1),
@@ -71,13 +71,13 @@ class CostMeter:
 
 
 def network_of(denoiser: Denoiser) -> nn.Module:
-    """What is called for a pass: a denoiser's network, or the denoiser itself where it has none (closed forms)."""
+    """Return the module called for a pass: a denoiser's network, or a closed-form denoiser itself."""
     network = denoiser._modules.get("network")
     return denoiser if network is None else network
 
 
 def peak_memory_mib() -> float:
-    """The most memory this process has held so far: of the GPU where one is in use, else the resident set."""
+    """Return this process's peak memory: of the GPU if one is in use, else the resident set."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Where a process trains, and at which precision."""
+"""Device and precision of a process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stepdistill.errors import UserError
 from stepdistill.training.recipe import TrainConfig
 
 BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
-"""What processors call their bf16 arithmetic, on x86 and on ARM; without it bf16 is emulated, some fifty times slower."""
+"""CPU capabilities with native bf16 arithmetic, on x86 and ARM. Without one, bf16 is emulated about fifty times slower."""
 
 
 def training_device(config: TrainConfig) -> torch.device:
-    """Where this process trains.
+    """Return the device this process trains on.
 
     Raises:
-        UserError: a device is asked for that is not there.
+        UserError: the requested device is not available.
     """
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
@@ -28,12 +28,12 @@ def training_device(config: TrainConfig) -> torch.device:
 
 
 def is_on_cpu(config: TrainConfig) -> bool:
-    """Whether the recipe asks for the CPU, or there is nothing else."""
+    """Whether to train on the CPU: by request, or for lack of a GPU."""
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Whether a device computes in bf16 by itself: every GPU is taken to, a processor is asked."""
+    """Whether a device has native bf16 arithmetic. GPUs are assumed to; a CPU is queried."""
     if device.type != "cpu":
         return True
     capabilities = torch.cpu.get_capabilities()
@@ -41,7 +41,7 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def chosen_precision(precision: str, device: torch.device) -> str:
-    """`no` or `bf16`: what `auto` stands for on a device; anything else is taken as it is.
+    """Resolve `auto` to `no` or `bf16` for a device; return other values unchanged.
 
     >>> chosen_precision("auto", torch.device("cuda"))
     'bf16'
@@ -54,14 +54,14 @@ def chosen_precision(precision: str, device: torch.device) -> str:
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """Device, processes and precision.
+    """Create the accelerator: device, processes and precision.
 
     Raises:
-        UserError: a device is asked for that is not there.
+        UserError: the requested device is not available.
     """
     precision = chosen_precision(config.mixed_precision, training_device(config))
-    # Without the cache: a weight cast under no_grad would be reused, without its graph, in the forward that needs the gradient.
+    # No cache: a weight cast under no_grad would be reused, without a graph, by the forward pass that needs its gradient.
     handlers: list[KwargsHandler] = [AutocastKwargs(cache_enabled=False)]
-    # One process may train twice, at two precisions: accelerate keeps the first one for good, unless told otherwise.
+    # accelerate keeps the first precision of a process for good; a process may train twice, at two precisions.
     AcceleratorState._reset_state()
     return Accelerator(cpu=is_on_cpu(config), mixed_precision=precision, kwargs_handlers=handlers)

@@ -11,12 +11,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
-    """Averages parameters after each of the student's updates; float32, one foreach call.
+    """Average parameters after each update of the student; float32, one foreach call.
 
     Args:
-        parameters: what to average.
-        decay: 0 keeps the last value, without a copy of float32 parameters. Early on the decay is (1 + n) / (10 + n),
-            so that a short run is not its own start.
+        parameters: the averaged parameters.
+        decay: 0 keeps the last value, without a copy of float32 parameters. The n-th update uses at most
+            (1 + n) / (10 + n), so that the average of a short run is not dominated by its initial weights.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -28,7 +28,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters' present values into the average."""
+        """Add the present values to the average."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         current = [parameter.detach().float() for parameter in self.parameters]
@@ -36,7 +36,7 @@ class EMA:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within the block the parameters hold the average."""
+        """Set the parameters to the average within the block."""
         backup = [parameter.detach().clone() for parameter in self.parameters]
         self._write(self.average)
         try:
@@ -45,7 +45,7 @@ class EMA:
             self._write(backup)
 
     def write_to_parameters(self) -> None:
-        """Replace the parameters by their average for good."""
+        """Set the parameters to the average permanently."""
         self._write(self.average)
 
     @torch.no_grad()
@@ -54,12 +54,12 @@ class EMA:
             parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average and its counter, as tensors."""
+        """Return the average and the number of updates, as tensors."""
         tensors = {str(number): value for number, value in enumerate(self.average)}
         return {**tensors, "num_updates": torch.tensor(self.num_updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state_dict` gave."""
+        """Load the result of `state_dict`."""
         self.num_updates = int(state["num_updates"])
         for number, value in enumerate(self.average):
             value.copy_(state[str(number)])

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, write a checkpoint, leave with 130."""
+"""SIGTERM and Ctrl-C: finish the step, write a checkpoint, exit with 130."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import psutil
 
 
 class InterruptGuard:
-    """Within the block the first SIGINT or SIGTERM only sets `requested`; a second one acts as usual.
+    """Within the block, the first SIGINT or SIGTERM only sets `requested`; the second acts as usual.
 
-    Signals can only be caught in the main thread; elsewhere (some notebooks) the guard does nothing.
+    Only the main thread can catch signals; in another thread (some notebooks) the guard does nothing.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -43,13 +43,13 @@ class InterruptGuard:
 
 @contextmanager
 def termination_passed_on() -> Iterator[None]:
-    """Within the block SIGTERM reaches the programs that this one has started too, and is then what Ctrl-C is here.
+    """Within the block, forward SIGTERM to child processes and raise KeyboardInterrupt.
 
-    Ctrl-C needs no passing on, as the terminal sends it to all of them. Outside of the main thread, where signals cannot be caught,
-    nothing is changed.
+    Ctrl-C needs no forwarding, because the terminal sends it to the whole group. Only the main thread can catch signals; in another
+    thread this does nothing.
 
     Raises:
-        KeyboardInterrupt: SIGTERM came.
+        KeyboardInterrupt: SIGTERM was received.
     """
 
     def pass_on(number: int, frame: FrameType | None) -> None:

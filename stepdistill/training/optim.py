@@ -16,10 +16,10 @@ from stepdistill.training.recipe import TrainConfig
 def build_optimizer(
     parameters: Sequence[nn.Parameter], learning_rate: float, config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """AdamW with the recipe's settings, in 8 bits where asked.
+    """Create AdamW with the recipe's settings, 8-bit if requested.
 
     Raises:
-        UserError: 8-bit Adam is asked for and bitsandbytes is not installed.
+        UserError: 8-bit Adam is requested and bitsandbytes is not installed.
     """
     options = {
         "lr": learning_rate,

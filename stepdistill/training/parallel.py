@@ -1,9 +1,9 @@
-"""More than one process: the only file that knows.
+"""Data parallelism; no other file knows about processes.
 
-Every process holds the whole backbone and trains on its share of each step's samples. Gradients of the player at turn are averaged in
-one flat bucket after the backward pass. Wrapping the networks in DistributedDataParallel instead would arm its hooks in forwards that
-must not synchronise (rollouts, frozen judges) and does not see the second stage of the backward; a LoRA's gradient is small, so
-nothing is lost by sending it at the end.
+Every process holds the whole backbone and trains on its share of each step's samples. The gradients of the turn's player are averaged
+in one flat bucket after the backward pass. DistributedDataParallel would arm its hooks in forward passes that must not synchronise
+(rollouts, frozen networks) and would miss the second stage of the backward pass; a LoRA's gradient is small, so reducing it at the end
+costs nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def is_distributed() -> bool:
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes.
 
-    A gradient that some processes lack is zero there. One that all of them lack stays missing: with a zero in its place, Adam's
-    momentum would move parameters that this step did not train, such as those of another phase's expert.
+    A gradient missing on some processes counts as zero there. One missing on all of them stays missing: with zeros, Adam's momentum
+    would move parameters that this step did not train, such as those of another phase's expert.
     """
     if not is_distributed():
         return
@@ -34,7 +34,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         [gradient.flatten().float() for gradient in gradients] + [is_held.to(gradients[0].device)]
     )
     dist.all_reduce(flat)
-    # Read from the device only where something is missing here; what is held here is held somewhere.
+    # Read from the device only if a gradient is missing here; otherwise every count is known to be positive.
     counts = is_held if bool(is_held.all()) else flat[-len(parameters) :].cpu()
     flat /= dist.get_world_size()
     offset = 0
@@ -46,7 +46,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def share_of(size: int, rank: int, world: int) -> range:
-    """The sample numbers of a step that belong to one process.
+    """Return the sample numbers of a step that belong to one process.
 
     >>> [list(share_of(4, rank, 2)) for rank in range(2)]
     [[0, 1], [2, 3]]
@@ -56,14 +56,14 @@ def share_of(size: int, rank: int, world: int) -> range:
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of every process's tensor, in place."""
+    """Sum a tensor over the processes, in place."""
     if is_distributed():
         dist.all_reduce(tensor)
     return tensor
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any process."""
+    """Return whether the flag is set on any process."""
     if not is_distributed():
         return flag
     tensor = torch.tensor([float(flag)], device=device)

@@ -1,4 +1,4 @@
-"""Which attention kernel is used on a CPU."""
+"""Choice of the attention kernel on a CPU."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 SHORT = 200
-"""Up to so many queries the backward of the plain attention is the faster one in bfloat16."""
+"""Number of queries up to which plain attention has the faster backward pass in bfloat16."""
 
 
 class PlainAttentionWhereShort(TorchFunctionMode):
-    """Takes the plain attention for short sequences that will be differentiated; all other calls run as they are.
+    """Use plain attention for short sequences that need a gradient; leave other calls alone.
 
-    PyTorch's fused attention for CPUs is the faster one in float32, and everywhere without a gradient; in
-    bfloat16 its backward takes up to eight times as long on the 16 to 64 tokens of a small latent.
+    PyTorch's fused CPU attention is faster in float32 and without a gradient. In bfloat16 its backward pass takes up to
+    eight times as long on the 16 to 64 tokens of a small latent.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one call of the torch API."""
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention:
             query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[
@@ -40,10 +39,10 @@ class PlainAttentionWhereShort(TorchFunctionMode):
 def attention_kernels(
     device: torch.device, precision: str, *, gradient_checkpointing: bool
 ) -> AbstractContextManager[object]:
-    """The faster kernel of each call in training: on a CPU in bf16 that is not always the fused one.
+    """Return a context that selects the faster attention kernel of each call; on a CPU in bf16 that is not always the fused one.
 
-    With gradient checkpointing all calls stay as they are: the mode does not reach the recomputation, which has to use the
-    kernels of the forward pass.
+    With gradient checkpointing nothing changes: the mode does not reach the recomputation, which must use the same kernels as
+    the forward pass.
     """
     if device.type != "cpu" or precision != "bf16" or gradient_checkpointing:
         return nullcontext()

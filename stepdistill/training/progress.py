@@ -22,7 +22,7 @@ from rich.progress import (
 
 
 def peak_memory_gib() -> float:
-    """Peak memory in GiB: of the GPU where there is one, else of this process."""
+    """Return peak memory in GiB: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
@@ -30,14 +30,14 @@ def peak_memory_gib() -> float:
 
 
 class TrainingProgress:
-    """A bar on standard error; as a context manager it is drawn while the block runs.
+    """A progress bar on standard error, shown while the block runs.
 
-    In a notebook it needs ipywidgets; without them it is written once, at the end, where rich would only complain.
+    In a notebook it needs ipywidgets; without them it is printed once, at the end.
 
     Args:
         total: steps of the run.
-        start: steps already done by an earlier attempt.
-        shown: false on all processes but the main one.
+        start: steps already done before a resume.
+        shown: False on all processes but the main one.
     """
 
     def __init__(self, total: int, start: int, *, shown: bool) -> None:
@@ -67,14 +67,14 @@ class TrainingProgress:
         self._bar.stop()
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count one step."""
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
         self._seconds = elapsed if self._seconds is None else 0.95 * self._seconds + 0.05 * elapsed
         self._bar.update(self._task, advance=1, rate=f"{self._seconds:.2f} s/it")
 
     def show(self, means: Mapping[str, float]) -> None:
-        """Put the latest losses and the memory behind the bar."""
+        """Show the latest losses and the memory beside the bar."""
         losses = [
             f"{name.removeprefix('loss/')} {value:.3g}"
             for name, value in means.items()

@@ -1,4 +1,4 @@
-"""Recipes: YAML read into frozen models. A wrong key names the right one; the resolved recipe reruns the run."""
+"""Recipes: YAML validated by frozen pydantic models. Errors suggest the nearest key; the resolved recipe reproduces the run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def no_in_words(value: object) -> object:
-    """YAML reads a bare `no` as false."""
+    """Turn false back into "no": YAML reads a bare `no` as false."""
     return "no" if value is False else value
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and closed to unknown keys."""
+    """A section of a recipe: frozen, rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -41,87 +41,92 @@ class ModelConfig(Section):
     )
     prompt_arguments: dict[str, Any] = Field(
         default_factory=dict,
-        description="arguments of the pipeline's call that shape the prompt's embedding: clip_skip, max_sequence_length (SD3)",
+        description="pipeline call arguments that affect the prompt embedding: clip_skip, max_sequence_length (SD3)",
     )
 
 
 class DataConfig(Section):
-    """What is trained on."""
+    """Prompts and images."""
 
     prompts: str = Field(
         default="emoji",
-        description="'emoji', or a .txt (a prompt per line), .jsonl or .parquet file ('prompt' or 'caption')",
+        description="'emoji', or a .txt (one prompt per line), .jsonl or .parquet file ('prompt' or 'caption' column)",
     )
     images: str | None = Field(
         default=None,
-        description="'emoji', a folder (image + .txt) or a parquet file; only for methods that use real images",
+        description="'emoji', a folder (image + .txt) or a parquet file; only for methods that need real images",
     )
-    num_prompts: int | None = Field(default=None, ge=1, description="use at most so many prompts")
-    num_images: int | None = Field(default=None, ge=1, description="use at most so many images")
-    negative_prompt: str = Field(default="", description="what guidance pushes away from")
+    num_prompts: int | None = Field(default=None, ge=1, description="maximal number of prompts")
+    num_images: int | None = Field(default=None, ge=1, description="maximal number of images")
+    negative_prompt: str = Field(default="", description="negative prompt of guidance")
     pairs: PairsConfig = Field(
         default=PairsConfig(),
-        description="the teacher's own images of given noises, for methods that regress on them",
+        description="teacher images of known noises, for methods that regress to them",
     )
     cache_dir: str | None = Field(
-        default=None, description="where embeddings and latents are kept; null: not on disk"
+        default=None, description="folder for cached embeddings and latents; null: no cache"
     )
 
 
 class TrainConfig(Section):
-    """The optimisation. Names follow diffusers' training scripts."""
+    """Optimisation; names follow diffusers' training scripts."""
 
-    learning_rate: float = Field(default=1e-5, gt=0, description="of the student")
+    learning_rate: float = Field(default=1e-5, gt=0, description="learning rate of the student")
     critic_learning_rate: float | None = Field(
-        default=None, gt=0, description="of the critics; null: the student's"
+        default=None, gt=0, description="learning rate of the critics; null: the student's"
     )
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="decay after the warm-up"
     )
     lr_warmup_steps: int = Field(default=0, ge=0)
     lr_final_factor: float = Field(
-        default=0.0, ge=0, le=1, description="where the decay ends, as a part of the rate"
+        default=0.0, ge=0, le=1, description="final learning rate as a fraction of the initial one"
     )
     train_batch_size: int = Field(default=1, ge=1, description="samples per process and micro-batch")
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    max_train_steps: int = Field(default=1000, ge=1, description="iterations; each updates the critics once")
+    max_train_steps: int = Field(
+        default=1000, ge=1, description="iterations; the critics are updated in each"
+    )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_weight_decay: float = Field(default=0.0, ge=0)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     use_8bit_adam: bool = Field(default=False, description="needs the extra [quant]")
-    max_grad_norm: float = Field(
-        default=10.0, gt=0, description="every player's gradient is clipped to this norm"
-    )
+    max_grad_norm: float = Field(default=10.0, gt=0, description="gradient clipping norm, per player")
     ema_decay: float = Field(
-        default=0.999, ge=0, lt=1, description="of the student that is validated and exported; 0: off"
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="decay of the averaged student, which is validated and exported; 0: off",
     )
     mixed_precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(no_in_words)] = Field(
-        default="auto", description="auto: bf16 where the device has units for it, which few CPUs have"
+        default="auto", description="auto: bf16 on devices with native bf16 (GPUs, few CPUs)"
     )
     gradient_checkpointing: bool = False
     seed: int = 0
     output_dir: str = "runs/run"
     start_from: str | None = Field(
         default=None,
-        description="a finished run of the same model and roles: the student begins as that run's averaged student, not as the "
-        "teacher. Students of consistency methods keep the teacher's proportions of what lies far apart",
+        description="folder of a finished run with the same model and roles: initialise the student from its averaged student "
+        "instead of the teacher",
     )
     resume_from_checkpoint: str | None = Field(
-        default="latest", description="'latest', a folder, or null to start over"
+        default="latest", description="'latest', a checkpoint folder, or null to start from scratch"
     )
     checkpointing_steps: int = Field(default=500, ge=1)
     checkpoints_total_limit: int | None = Field(default=3, ge=1)
-    log_every: int = Field(default=10, ge=1, description="the device is only read this often")
-    max_skipped_steps: int = Field(default=20, ge=1, description="stop after so many non-finite steps")
+    log_every: int = Field(default=10, ge=1, description="iterations between reads of the device")
+    max_skipped_steps: int = Field(default=20, ge=1, description="stop after this number of non-finite steps")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
 
 class ValidationConfig(Section):
-    """What is drawn while training."""
+    """Validation during training and evaluation at the end."""
 
     prompts: list[str] = Field(default_factory=list, description="empty: the first training prompts")
-    every: int = Field(default=500, ge=1, description="also drawn before the first step")
+    every: int = Field(
+        default=500, ge=1, description="iterations between validations; one runs before the first step"
+    )
     teacher_steps: int = Field(default=50, ge=1)
     teacher_guidance_scale: float | None = Field(
         default=None, ge=0, description="null: the method's guidance_scale"
@@ -251,7 +256,7 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise UserError(
-            f"'{override}' is no override; write key.sub=value, for example train.max_train_steps=100"
+            f"'{override}' is not an override; write key.sub=value, for example train.max_train_steps=100"
         )
     *parents, leaf = key.split(".")
     node = document

@@ -1,4 +1,4 @@
-"""A whole run from a recipe: teacher, distiller, training, export, measurement, report."""
+"""Run a recipe: teacher, distiller, training, export, evaluation, report."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ NUM_CARD_PROMPTS = 4
 
 
 def distill(recipe: Recipe) -> Path:
-    """Run a recipe to its end, or go on where an earlier attempt stopped; returns the run folder.
+    """Run a recipe, resuming from its latest checkpoint, and return the run folder.
 
     Raises:
-        UserError: the input is wrong; the message says the fix.
+        UserError: invalid input; the message names the fix.
         RunInterruptedError: a signal stopped the run after a checkpoint was written.
     """
     run_dir, evaluation = start_run_folder(recipe), evaluation_at_the_end(recipe)
@@ -58,7 +58,7 @@ def distill(recipe: Recipe) -> Path:
 
 
 def build_distiller(recipe: Recipe) -> Distiller:
-    """Teacher and method of a recipe, and the reward where it names one."""
+    """Create the teacher and the method of a recipe, and the reward if it names one."""
     reward = recipe.method.get("reward")
     return recipe.distiller_class(
         build_teacher(recipe),
@@ -69,7 +69,7 @@ def build_distiller(recipe: Recipe) -> Distiller:
 
 
 def build_teacher(recipe: Recipe) -> Denoiser:
-    """The frozen network of a recipe."""
+    """Load the frozen teacher of a recipe."""
     model = recipe.model
     return load_teacher(
         model.pretrained_model_name_or_path,
@@ -79,13 +79,13 @@ def build_teacher(recipe: Recipe) -> Denoiser:
 
 
 def place_encoders(teacher: Denoiser, *, text: torch.device, images: torch.device) -> None:
-    """Put text encoders and autoencoder of a pipeline where they are needed next; a GPU is fast at embedding and decoding."""
+    """Move a pipeline's text encoders and autoencoder to the devices they are needed on next."""
     if isinstance(teacher, PipelineDenoiser):
         teacher.place_encoders(text=text, images=images)
 
 
 def build_data(recipe: Recipe, teacher: Denoiser, progress: Progress = iter) -> TrainingData:
-    """The embedded prompts and images of a recipe, and the teacher's pairs where it asks for them."""
+    """Encode the prompts and images of a recipe, and compute its teacher pairs."""
     data = recipe.data
     images = data.images
     if images is None and recipe.distiller_class.requires.latents:
@@ -121,17 +121,17 @@ def build_data(recipe: Recipe, teacher: Denoiser, progress: Progress = iter) -> 
 
 
 def precompute_pairs(recipe: Recipe, progress: Progress = iter) -> int:
-    """Compute the pairs that a recipe's training will read, and return how many there are.
+    """Precompute the teacher pairs of a recipe and return their number.
 
-    What an earlier, stopped call has made is not made again. Before a run of several processes it saves each of them the work.
+    Resumes an interrupted call. Before a run of several processes it saves each of them the work.
 
     Raises:
-        UserError: the recipe asks for no pairs, or does not say where to keep them.
+        UserError: the recipe has no data.pairs or no data.cache_dir.
     """
     if recipe.data.pairs.num == 0:
-        raise UserError("the recipe asks for no pairs; set data.pairs.num")
+        raise UserError("the recipe has no pairs; set data.pairs.num")
     if recipe.data.cache_dir is None:
-        raise UserError("the recipe does not say where pairs are kept; set data.cache_dir")
+        raise UserError("the recipe has no cache for pairs; set data.cache_dir")
     teacher, device = build_teacher(recipe), training_device(recipe.train)
     place_encoders(teacher, text=device, images=device)
     pairs = build_data(recipe, teacher, progress).pairs
@@ -139,7 +139,7 @@ def precompute_pairs(recipe: Recipe, progress: Progress = iter) -> int:
 
 
 def build_trainer(recipe: Recipe) -> Trainer:
-    """Everything that `fit` needs."""
+    """Create the trainer of a recipe."""
     distiller, device = build_distiller(recipe), training_device(recipe.train)
     if recipe.train.start_from is not None:
         load_student_of(Path(recipe.train.start_from), distiller, recipe)
@@ -157,7 +157,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
 
 
 def start_run_folder(recipe: Recipe) -> Path:
-    """Make the run folder and write the resolved recipe into it; `stepdistill distill RUN/recipe.yaml` repeats the run."""
+    """Create the run folder with the resolved recipe, which reproduces the run."""
     run_dir = Path(recipe.train.output_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def export_student(
     run_dir: Path,
     results: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Export the student of a run, through the reload gate."""
+    """Export the student of a run through the reload gate."""
     folder = run_dir / "export"
     formats = tuple(recipe.export.formats) if recipe.roles.mode == "shared" else ("pipeline",)
     export(
@@ -199,12 +199,12 @@ def export_student(
 def restore(
     run_dir: Path, *, which: Literal["last", "best"] = "last", overrides: Sequence[str] = ()
 ) -> tuple[Distiller, Recipe]:
-    """The distiller of a run folder with its averaged student.
+    """Load the distiller of a run folder with its averaged student.
 
     Args:
-        run_dir: a folder that `distill` wrote.
+        run_dir: a run folder.
         which: the student at the last checkpoint, or the one of the lowest validation Frechet distance.
-        overrides: changes to the run's recipe, as on the command line.
+        overrides: overrides of the run's recipe, as on the command line.
 
     Raises:
         UserError: the folder holds no run, or no such checkpoint, or one of other networks than the recipe's.
@@ -218,7 +218,7 @@ def restore(
 def load_student_of(
     run_dir: Path, distiller: Distiller, recipe: Recipe, *, which: Literal["last", "best"] = "last"
 ) -> None:
-    """Put the averaged student of a run folder into a distiller.
+    """Load the averaged student of a run folder into a distiller.
 
     Raises:
         UserError: the folder holds no such checkpoint, or one of other networks than the recipe's.
@@ -244,7 +244,7 @@ def load_student(
     *,
     averaged: bool = True,
 ) -> None:
-    """Put the student of a checkpoint into a distiller, by default its average over training."""
+    """Load the student of a checkpoint into a distiller, by default its moving average."""
     for name, student in distiller.students().items():
         student.load_role_state_dict(dict(tensors[name]))
     if averaged:

@@ -1,4 +1,4 @@
-"""Curves: metrics.jsonl always, TensorBoard and others on request. Logged tensors are read from the device every `log_every` steps."""
+"""Curves: metrics.jsonl always, TensorBoard and others on request. Tensors are read from the device every `log_every` steps."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from stepdistill.errors import UserError
 from stepdistill.training.parallel import sum_over_processes
 
 TIME_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Edges of the noise buckets in which per-sample values are averaged."""
+"""Edges of the noise buckets that per-sample values are averaged over."""
 
 
 class Tracker:
-    """Collects what the turns log and writes means.
+    """Collect the values that turns log, and write their means.
 
     Args:
         run_dir: the run folder.
-        report_to: further trackers, by their names in accelerate.
-        resume_step: lines of metrics.jsonl from this step on are of an abandoned attempt and are dropped.
+        report_to: other trackers, by their accelerate names.
+        resume_step: lines of metrics.jsonl after this step are dropped; they belong to steps that will be repeated.
     """
 
     def __init__(self, run_dir: Path, report_to: list[str], resume_step: int = 0) -> None:
@@ -44,7 +44,7 @@ class Tracker:
             self.file.write_text("".join(line + "\n" for line in lines))
 
     def add(self, prefix: str, values: Mapping[str, Tensor | PerTime]) -> None:
-        """Take in tensors without reading them."""
+        """Add tensors without reading them."""
         for name, value in values.items():
             if isinstance(value, PerTime):
                 self._add_per_time(f"{prefix}/{name}", value)
@@ -62,7 +62,7 @@ class Tracker:
         self._counts[name] = self._counts[name] + count
 
     def means(self) -> dict[str, float]:
-        """The means since the last call, over all processes; one read of the device."""
+        """Return the means since the last call, over all processes, with one read of the device."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
@@ -75,7 +75,7 @@ class Tracker:
         return {name: total / count for name, total, count in zip(names, *table, strict=True) if count > 0}
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line to metrics.jsonl and tell the other trackers."""
+        """Append a line to metrics.jsonl and log to the other trackers."""
         line = {"step": step, "time": round(time.time() - self._started, 3), **values}
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -83,7 +83,7 @@ class Tracker:
             tracker.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Finish the other trackers."""
+        """Close the other trackers."""
         for tracker in self._trackers:
             tracker.finish()
 

@@ -1,4 +1,4 @@
-"""The training loop: turns, accumulation, clipping, steps, averages, checkpoints. It knows nothing of any method."""
+"""The training loop: turns, accumulation, clipping, optimiser steps, averages, checkpoints. It is independent of the method."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from stepdistill.training.validation import Scorer, Validator
 
 
 class Trainer:
-    """Runs a distiller.
+    """Train a distiller.
 
     Args:
-        distiller: the method with its networks.
-        config: the optimisation.
-        data: embedded prompts (and latents), or plain prompts, which are embedded here.
-        validation: what to draw, or None for nothing.
-        report_to: trackers beside metrics.jsonl.
+        distiller: the method and its networks.
+        config: optimisation settings.
+        data: encoded prompts (and latents), or plain prompts, which are encoded here.
+        validation: validation settings; None: no validation.
+        report_to: trackers in addition to metrics.jsonl.
         scorer: measures images at validations.
     """
 
@@ -89,11 +89,11 @@ class Trainer:
         self.cost = CostMeter([distiller.teacher, *distiller.networks().values()])
 
     def fit(self) -> None:
-        """Train to `max_train_steps`, from the latest checkpoint where there is one.
+        """Train to `max_train_steps`, resuming from the latest checkpoint if there is one.
 
         Raises:
-            RunInterruptedError: a signal came; a checkpoint was written.
-            UserError: the run diverged or its folder cannot be written; the message says what to change.
+            RunInterruptedError: a signal was received; a checkpoint was written.
+            UserError: the run diverged or its folder is not writable; the message names the fix.
         """
         start = self.resume()
         self.prepare_run_dir()
@@ -120,11 +120,11 @@ class Trainer:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is the process that writes files."""
         return self.accelerator.is_main_process
 
     def prepare_run_dir(self) -> None:
-        """Make the run folder, or say at once that it cannot be written."""
+        """Create the run folder, and fail early if it is not writable."""
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             (self.run_dir / "metrics.jsonl").touch()
@@ -134,13 +134,13 @@ class Trainer:
             ) from error
 
     def build_validator(self) -> Validator | None:
-        """The validator of the main process."""
+        """Create the validator on the main process."""
         if self.validation is None or not self.is_main:
             return None
         return Validator(self.distiller, self.data, self.validation, self.run_dir, self.scorer)
 
     def run_step(self, step: int) -> None:
-        """One iteration: each turn of the method on this process's share of the step's samples."""
+        """Run one iteration: every turn on this process's share of the samples."""
         config = self.config
         size = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
         share = share_of(size, self.accelerator.process_index, self.accelerator.num_processes)
@@ -181,7 +181,7 @@ class Trainer:
         average_gradients(parameters)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.tracker.add(turn, {"grad_norm": norm})
-        size = norm.item()  # the one read of the device per turn: a bad step must not reach the weights
+        size = norm.item()  # the only device read per turn: a non-finite step must not reach the weights
         if not math.isfinite(size):
             self.skip(turn, terms, step)
         else:
@@ -197,7 +197,7 @@ class Trainer:
         return drawn
 
     def skip(self, turn: Turn, terms: Mapping[str, Tensor], step: int) -> None:
-        """Count a non-finite step and name it; stop the run where there are too many."""
+        """Count a non-finite step, and stop the run after too many."""
         bad = [name for name, term in terms.items() if not math.isfinite(term.item())] or ["gradient"]
         self.num_skipped += 1
         self.tracker.write(step, {"skipped_steps": self.num_skipped})
@@ -209,7 +209,7 @@ class Trainer:
             )
 
     def after_step(self, done: int, bar: TrainingProgress) -> None:
-        """Log, validate and save where it is due."""
+        """Log, validate and save when due."""
         config = self.config
         if done % config.log_every == 0 or done == config.max_train_steps:
             means = self.tracker.means()
@@ -223,7 +223,7 @@ class Trainer:
             self.save(done)
 
     def validate(self, step: int) -> None:
-        """Draw and measure the averaged student on the main process."""
+        """Validate the averaged student on the main process."""
         if self.validator is not None:
             with self.student_average(), self.accelerator.autocast():
                 values = self.validator.run(step)
@@ -232,7 +232,7 @@ class Trainer:
         barrier()
 
     def keep_best(self, step: int, score: float | None) -> None:
-        """Keep the averaged student with the lowest Frechet distance in `best/`."""
+        """Save the averaged student to `best/` if its Frechet distance is the lowest so far."""
         if score is None or score >= self.best_score or step == 0:
             return
         self.best_score = score
@@ -242,7 +242,7 @@ class Trainer:
             save_checkpoint(self.run_dir / "best", step, tensors, {"frechet_distance": score}, keep=1)
 
     def student_average(self) -> AbstractContextManager[None]:
-        """Within the block the student holds its moving average."""
+        """Set the student to its moving average within the block."""
         return self.ema.swapped_in()
 
     def save(self, step: int) -> None:
@@ -261,7 +261,7 @@ class Trainer:
         barrier()
 
     def resume(self) -> int:
-        """Load the checkpoint the recipe asks for and return its step; 0 where there is none."""
+        """Load the checkpoint chosen by the recipe and return its step; 0 if there is none."""
         choice = self.config.resume_from_checkpoint
         folder = latest_checkpoint(self.run_dir) if choice == "latest" else Path(choice) if choice else None
         if folder is None:

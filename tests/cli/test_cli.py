@@ -168,7 +168,9 @@ def test_json_commands_print_one_document(capsys: pytest.CaptureFixture[str], re
     code, out, _ = run(capsys, "methods", "--json")
     rows = json.loads(out)
     assert code == 0
-    assert {"name", "class", "paper", "family", "requires", "status", "summary", "steps", "passes"} == set(rows[0])
+    assert {"name", "class", "paper", "family", "requires", "status", "summary", "steps", "passes"} == set(
+        rows[0]
+    )
     assert json.loads(run(capsys, "doctor", "--json")[1])["packages"]["torch"]
     estimate = json.loads(run(capsys, "plan", str(recipe), "--json")[1])
     assert estimate["parameters"]["trained_per_player"] > 0

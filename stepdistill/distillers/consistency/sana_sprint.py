@@ -55,15 +55,13 @@ class SANASprint(SCM):
         """sCM and the adversarial loss on one call of the student; its output is cut off, as the teacher's features lie between."""
         rng = self.begin("student", batch)
         x0, cond = batch.real()
-        guidance = teacher_guidance(self.config, batch.uncond, rng)
-        student_cond = with_guidance_scale(self.student, cond, guidance)
-        x_t, t = self.noised(x0, rng)
-        with torch.no_grad():
-            teacher = self.teacher(x_t, t, cond, guidance=guidance)
+        x_t, teacher, student_cond = self.noised_with_teacher(batch, rng)
         dF = self.derivative(x_t, teacher, student_cond)
         x_gan, t_gan = self.adversarial_input(x0, rng)
         F = self.balanced_field(
-            torch.cat([x_t, x_gan]), torch.cat([t, t_gan]), Conditioning.cat([student_cond, student_cond])
+            torch.cat([x_t, x_gan]),
+            torch.cat([teacher.t, t_gan]),
+            Conditioning.cat([student_cond, student_cond]),
         )
         handoff = Handoff(F, self.student)
         F, F_gan = handoff.leaf.chunk(2)

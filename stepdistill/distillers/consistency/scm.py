@@ -57,15 +57,19 @@ class SCM(Distiller):
     def student_step(self, batch: Batch) -> Losses:
         """Inject the tangent along the guided teacher's ODE at noised images (algorithm 1)."""
         rng = self.begin("student", batch)
+        x_t, teacher, cond = self.noised_with_teacher(batch, rng)
+        dF = self.derivative(x_t, teacher, cond)
+        F = self.balanced_field(x_t, teacher.t, cond)
+        return self.tangent_losses(F, dF, x_t, teacher, batch.step)
+
+    def noised_with_teacher(self, batch: Batch, rng: RandomStream) -> tuple[Latents, Denoised, Conditioning]:
+        """Noised images, the guided teacher's estimates there, and the student's conditioning."""
         x0, cond = batch.real()
         guidance = teacher_guidance(self.config, batch.uncond, rng)
-        student_cond = with_guidance_scale(self.student, cond, guidance)
         x_t, t = self.noised(x0, rng)
         with torch.no_grad():
             teacher = self.teacher(x_t, t, cond, guidance=guidance)
-        dF = self.derivative(x_t, teacher, student_cond)
-        F = self.balanced_field(x_t, t, student_cond)
-        return self.tangent_losses(F, dF, x_t, teacher, batch.step)
+        return x_t, teacher, with_guidance_scale(self.student, cond, guidance)
 
     def noised(self, x0: Latents, rng: RandomStream) -> tuple[Latents, Times]:
         """Noise images to times of the training law; return both."""
