@@ -6,7 +6,7 @@ A distiller is a plain object. It owns networks, never optimisers, devices, prec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -44,7 +44,7 @@ class Distiller(ABC):
         reward: rates images, for methods with one.
 
     Attributes:
-        turns: maps a step to the players updated in it, in order.
+        turn_schedule: maps a step to the players updated in it, in order; `setup` replaces the default, the student alone.
         is_flow_map: whether one step of the student should end where the guided teacher's trajectory from the same noise
             ends; validation then logs the distance.
     """
@@ -79,7 +79,7 @@ class Distiller(ABC):
         given = [] if fake_score is None else [fake_score]
         missing = range(self.config.num_fake_scores - len(given))
         self.fake_scores = [*given, *(teacher.role("fake_score", self.roles) for _ in missing)]
-        self.turns: TurnSchedule = student_only
+        self.turn_schedule: TurnSchedule = student_only
         self._parts: dict[str, tuple[nn.Module, Turn | None]] = {}
         for name, network in numbered("fake_score", self.fake_scores).items():
             self.add_network(name, network, turn="critic")
@@ -100,6 +100,10 @@ class Distiller(ABC):
             samples: `Losses.samples` of that turn; None: draw new ones.
         """
         raise NotImplementedError(f"{type(self).__name__} has no critic")
+
+    def turns(self, step: int) -> Sequence[Turn]:
+        """The players updated in an iteration, in order."""
+        return self.turn_schedule(step)
 
     @property
     def credit(self) -> tuple[str, str]:

@@ -46,7 +46,7 @@ class SANASprint(SCM):
         super().setup()
         if self.config.gan.features != "teacher":
             raise UserError("SANA-Sprint has no fake score: set method.gan.features=teacher")
-        self.turns = two_time_scales(1)
+        self.turn_schedule = two_time_scales(1)
         law = LogNormalSigma(CRITIC_TIME_MEAN, CRITIC_TIME_STD, self.schedule)
         self.gan = LatentGAN(self.teacher, self.config.gan, law, loss="hinge")
         self.add_network("heads", self.gan.heads, turn="critic")

@@ -35,7 +35,7 @@ class DMD2(DistributionMatching):
 
     def setup(self) -> None:
         super().setup()
-        self.turns = two_time_scales(self.config.student_every)  # section 4.2
+        self.turn_schedule = two_time_scales(self.config.student_every)  # section 4.2
         self.gan: LatentGAN | None = None
         if self.config.gan.student_weight > 0:
             # The heads read the fake score's own denoising pass, so real latents are noised by the same law.

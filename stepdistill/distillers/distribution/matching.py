@@ -50,7 +50,7 @@ class DistributionMatching(Distiller):
 
     def setup(self) -> None:
         config = self.config
-        self.turns = two_time_scales(config.student_every)
+        self.turn_schedule = two_time_scales(config.student_every)
         self.times = ShiftedUniform(config.renoise_lo, config.renoise_hi, config.renoise_shift)
         self.critic_times = ShiftedUniform(shift=config.critic_shift)
 
