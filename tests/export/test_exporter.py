@@ -12,7 +12,7 @@ import torch
 from stepdistill.denoisers import Roles, load_teacher
 from stepdistill.distillers.distribution.dmd2 import DMD2
 from stepdistill.export import export, read_contract
-from stepdistill.export.exporter import text_width, write_images
+from stepdistill.export.exporter import write_images
 from stepdistill.testing import tiny_pipeline
 
 
@@ -61,9 +61,3 @@ def test_images_are_rounded_and_clamped(tmp_path: Path) -> None:
     images = torch.tensor([-0.5, 1.5, 0.501 / 255]).view(1, 3, 1, 1)
     write_images(images, tmp_path / "images")
     assert np.asarray(Image.open(tmp_path / "images/0.png")).tolist() == [[[0, 255, 1]]]
-
-
-def test_the_width_of_the_text_is_that_of_either_family() -> None:
-    assert text_width({"cross_attention_dim": 768}) == 768
-    assert text_width({"joint_attention_dim": 4096}) == 4096
-    assert text_width({"cross_attention_dim": None}) == text_width({"cross_attention_dim": [1, 2]}) == 0

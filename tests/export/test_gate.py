@@ -25,7 +25,7 @@ def pixels(*values: float) -> torch.Tensor:
 
 
 def check(made: torch.Tensor, teacher: torch.Tensor, *, is_exact: bool) -> Verification:
-    return compare({"kohya": made}, PIXELS, teacher, is_exact)["kohya"]
+    return compare({"kohya": made}, PIXELS, teacher, is_exact=is_exact)["kohya"]
 
 
 @pytest.mark.parametrize(

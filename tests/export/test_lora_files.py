@@ -57,7 +57,7 @@ def test_half_precision_is_rounded_once_after_scaling() -> None:
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}], ids=["dora", "bias"])
 def test_more_than_two_matrices_are_refused(options: dict[str, bool]) -> None:
-    with pytest.raises(UserError, match="'first' has a DoRA or biased LoRA"):
+    with pytest.raises(UserError, match="'first' has a DoRA or a biased LoRA"):
         lora_layers(adapted(**options), "student")
 
 

@@ -32,22 +32,14 @@ class Slopes(Distiller):
         self, *, student: Sequence[float], critic: Sequence[float], factors: Sequence[float] = ()
     ) -> None:
         super().__init__(GaussianTeacher(0.0, 1.0))
-        self.critic = nn.Linear(1, 1)
+        self.turns = lambda step: ("student", "critic")
+        self.critic = self.add_network("critic", nn.Linear(1, 1), turn="critic")
         nn.init.zeros_(self.critic.weight)
         nn.init.zeros_(self.critic.bias)
         self.slopes: dict[Turn, Tensor] = {"student": torch.tensor(student), "critic": torch.tensor(critic)}
         self.factors = tuple(factors)
         self.seen: dict[Turn, list[list[float]]] = {"student": [], "critic": []}
         self.updated: list[int] = []
-
-    def turns(self, step: int) -> Sequence[Turn]:
-        return ("student", "critic")
-
-    def networks(self) -> dict[str, nn.Module]:
-        return {"student": self.student, "critic": self.critic}
-
-    def players(self) -> dict[Turn, list[nn.Parameter]]:
-        return {"student": self.student.trainable_parameters(), "critic": list(self.critic.parameters())}
 
     def weights(self, turn: Turn) -> Tensor:
         return torch.cat([parameter.flatten() for parameter in self.players()[turn]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from stepdistill.distillers.base import Batch, Losses
 from stepdistill.errors import UserError
 from stepdistill.training.checkpoint import latest_checkpoint
 from stepdistill.training.recipe import ValidationConfig
@@ -95,6 +97,22 @@ def test_samples_of_all_micro_batches_are_trained_on(sloped: Build) -> None:
     trainer.fit()
     assert [len(noise) for noise in seen] == [2, 2, 2]
     assert len(torch.cat(seen).unique()) == 6
+
+
+def test_the_critics_judge_the_students_samples_of_their_own_micro_batch(sloped: Build) -> None:
+    trainer, distiller = sloped(train_batch_size=2, gradient_accumulation_steps=3)
+    student, critic, received = distiller.student_step, distiller.critic_step, []
+
+    def drawing(batch: Batch) -> Losses:
+        return replace(student(batch), samples=batch.rng.indices)  # type: ignore[arg-type]
+
+    def judging(batch: Batch, samples: Any) -> Losses:
+        received.append((batch.rng.indices, samples))
+        return critic(batch)
+
+    distiller.student_step, distiller.critic_step = drawing, judging
+    trainer.fit()
+    assert received == [((0, 1), (0, 1)), ((2, 3), (2, 3)), ((4, 5), (4, 5))]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
