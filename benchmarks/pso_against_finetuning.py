@@ -56,9 +56,7 @@ def methods(args: argparse.Namespace) -> dict[str, tuple[type[sd.PSO], PSOConfig
     shared: dict[str, Any] = {"num_steps": args.steps, "first_time": args.first_time}
     reward = RewardConfig(name=REWARD)
     online = PSOConfig(**shared, mode="online", reward=reward, beta=args.beta, shared_start=args.shared_start)
-    offline = PSOConfig(
-        **shared, mode="offline", beta=args.offline_beta, negative_weight=args.negative_weight
-    )
+    offline = PSOConfig(**shared, mode="offline", beta=args.offline_beta, negative_weight=args.negative_weight)
     return {
         "PSO, reward": (sd.PSO, online),
         "PSO, real scenes": (sd.PSO, offline),
@@ -131,9 +129,7 @@ def sharpness(images: torch.Tensor) -> float:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="pipeline folder of a few-step student")
     parser.add_argument("--steps", type=int, default=2, help="network calls it is run with")
     parser.add_argument("--first-time", type=float, default=1.0, help="where its grid begins")

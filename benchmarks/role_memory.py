@@ -78,9 +78,7 @@ def main() -> None:
     for size in SIZES:
         rows = {}
         for mode in ("shared", "full"):
-            done = subprocess.run(
-                [sys.executable, __file__, size, mode], capture_output=True, text=True, check=True
-            )
+            done = subprocess.run([sys.executable, __file__, size, mode], capture_output=True, text=True, check=True)
             rows[mode] = json.loads(done.stdout.splitlines()[-1])
         shared, full = rows["shared"]["mib"], rows["full"]["mib"]
         millions = rows["full"]["backbone_parameters"] / 1e6

@@ -57,9 +57,7 @@ STUDENT_EVERY = 5
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--iterations", type=int, default=10, help="timed ones, after as many as warm up")
     parser.add_argument("--rank", type=int, default=64, help="of both adapters")
@@ -152,8 +150,7 @@ def main() -> None:
     options = arguments()
     if not options.tiny and not torch.cuda.is_available():
         print(
-            "error: torch sees no CUDA device; run it on a GPU, or add --tiny for a trial on the CPU",
-            file=sys.stderr,
+            "error: torch sees no CUDA device; run it on a GPU, or add --tiny for a trial on the CPU", file=sys.stderr
         )
         sys.exit(2)
     device = "CPU, tiny UNet" if options.tiny else torch.cuda.get_device_name()

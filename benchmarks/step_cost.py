@@ -43,9 +43,7 @@ What each side does (the student's network calls, the noise levels, the head's s
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="a checkout of FastGen")
     parser.add_argument("--peer-python", default=sys.executable, help="an interpreter that can import it")
     parser.add_argument("--rounds", type=int, default=5, help="cycles of each side")
@@ -59,9 +57,7 @@ def arguments() -> argparse.Namespace:
         help="ours: network whose features the heads judge; the teacher's, as the peer has them, need a call of their own",
     )  # fmt: skip
     parser.add_argument("--rank", type=int, default=64, help="ours: of the adapters")
-    parser.add_argument(
-        "--head-width", type=int, default=606, help="ours: 606 has the peer's number of parameters"
-    )
+    parser.add_argument("--head-width", type=int, default=606, help="ours: 606 has the peer's number of parameters")
     parser.add_argument("--dtype", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)

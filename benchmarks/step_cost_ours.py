@@ -74,9 +74,7 @@ def build(options: argparse.Namespace) -> Callable[[], None]:
         mixed_precision="bf16" if options.dtype == "bf16" else "no",
     )  # fmt: skip
     trainer = Trainer(
-        DMD2(teacher, method, roles=Roles(mode=options.roles, rank=options.rank)),
-        train,
-        training_data(teacher),
+        DMD2(teacher, method, roles=Roles(mode=options.roles, rank=options.rank)), train, training_data(teacher)
     )
     trainer.tracker = Tracker(Path(folder), [])
     steps = iter(range(10**9))

@@ -21,9 +21,7 @@ def asset_path(name: str, kind: str = "assets") -> Path:
     for root in _ROOTS[kind]:
         if (root / name).exists():
             return root / name
-    raise FileNotFoundError(
-        f"no '{name}' in the embedded {kind}; looked in {', '.join(map(str, _ROOTS[kind]))}"
-    )
+    raise FileNotFoundError(f"no '{name}' in the embedded {kind}; looked in {', '.join(map(str, _ROOTS[kind]))}")
 
 
 def resolve_path(path: str | Path) -> Path:

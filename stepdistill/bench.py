@@ -59,14 +59,10 @@ class BenchBudget:
 
     def __str__(self) -> str:
         trained = f"{self.minutes:g} minutes" if self.iterations is None else f"{self.iterations} iterations"
-        return f"{trained} of training, seed {self.seed}" + (
-            f", {self.jobs} at once" if self.jobs > 1 else ""
-        )
+        return f"{trained} of training, seed {self.seed}" + (f", {self.jobs} at once" if self.jobs > 1 else "")
 
 
-QUICK = BenchBudget(
-    num_images=64, iterations=8, num_samples=256, own_steps_only=True, with_coverage=False, jobs=2
-)
+QUICK = BenchBudget(num_images=64, iterations=8, num_samples=256, own_steps_only=True, with_coverage=False, jobs=2)
 """Checks that everything runs; too small to judge a method."""
 
 
@@ -101,9 +97,7 @@ def run_bench(recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[st
     except RunInterruptedError:
         finished = {name: recipe for name, recipe in resolved.items() if (out / name / RESULTS_NAME).exists()}
         if finished:
-            write_entries(
-                finished, out, title=f"{budget}, interrupted after {len(finished)} of {len(resolved)}"
-            )
+            write_entries(finished, out, title=f"{budget}, interrupted after {len(finished)} of {len(resolved)}")
         raise
     failed = [name for name, went_well in zip(resolved, succeeded, strict=True) if not went_well]
     write_entries({n: recipe for n, recipe in resolved.items() if n not in failed}, out, title=str(budget))
@@ -116,9 +110,7 @@ def write_entries(finished: Mapping[str, Recipe], out: Path, *, title: str) -> N
     write_leaderboard(entries, out, title=title)
 
 
-def run_all(
-    resolved: Mapping[str, Recipe], recipes: Sequence[str], out: Path, budget: BenchBudget
-) -> list[bool]:
+def run_all(resolved: Mapping[str, Recipe], recipes: Sequence[str], out: Path, budget: BenchBudget) -> list[bool]:
     """Run the recipes, `budget.jobs` at a time; returns whether each succeeded.
 
     Raises:
@@ -230,15 +222,7 @@ def start_run(recipe: str, run_dir: Path, overrides: Sequence[str], *, jobs: int
         RunInterruptedError: a signal stopped the run; its checkpoint is written.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "stepdistill",
-        "distill",
-        recipe,
-        f"train.output_dir={run_dir}",
-        *overrides,
-    ]
+    command = [sys.executable, "-m", "stepdistill", "distill", recipe, f"train.output_dir={run_dir}", *overrides]
     if jobs == 1:
         code = subprocess.run(command, check=False).returncode
     else:

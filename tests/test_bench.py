@@ -89,13 +89,9 @@ def test_what_is_given_wins_over_the_quick_budget(
     assert BenchBudget(**{field.name: pace[field.name] for field in fields(BenchBudget)}) == expected
     run_dir, overrides = started[-1]
     assert run_dir.name == "emoji_dmd2_demo"
-    assert {f"train.seed={expected.seed}", f"validation.num_evaluated={expected.num_images}"} <= set(
-        overrides
-    )
+    assert {f"train.seed={expected.seed}", f"validation.num_evaluated={expected.num_images}"} <= set(overrides)
     assert ("data.num_prompts=256" in overrides) == (expected.num_samples is not None)
-    assert ("train.max_train_steps=8" in overrides) == (len(started) == 1), (
-        "no trial where iterations are given"
-    )
+    assert ("train.max_train_steps=8" in overrides) == (len(started) == 1), "no trial where iterations are given"
 
 
 def test_what_is_there_is_not_run_again(tmp_path: Path, started: Started) -> None:
@@ -137,10 +133,7 @@ def test_the_table_has_each_reference_once_and_students_by_distance(tmp_path: Pa
     page = (tmp_path / "leaderboard.html").read_text()
     assert "a &lt;title&gt;" in page
     assert "<svg" in page
-    assert (
-        "| near | 2 | 4.00 | 50.0% |  |  | 12k | 1.0 min | 900 MiB |"
-        in (tmp_path / "leaderboard.md").read_text()
-    )
+    assert "| near | 2 | 4.00 | 50.0% |  |  | 12k | 1.0 min | 900 MiB |" in (tmp_path / "leaderboard.md").read_text()
 
 
 def drawn_run(folder: Path, shades: dict[str, int], captions: list[str]) -> str:
@@ -169,9 +162,7 @@ def test_pictures_of_the_same_captions_stand_below_each_other_by_distance(tmp_pa
     with Image.open(tmp_path / "out/assets-emoji-sd_2step.png") as sheet:
         column = sheet.convert("L").crop((sheet.width - 50, 0, sheet.width - 49, sheet.height))
     seen = [shade for shade, _ in groupby(column.get_flattened_data()) if shade in range(10, 211, 50)]
-    assert seen == [10, 60, 160, 110], (
-        "teacher, teacher at as many steps, near, far; not the one of other captions"
-    )
+    assert seen == [10, 60, 160, 110], "teacher, teacher at as many steps, near, far; not the one of other captions"
 
 
 def test_the_quick_budget_measures_each_student_at_its_own_steps(tmp_path: Path, started: Started) -> None:
@@ -198,21 +189,14 @@ def test_one_of_several_runs_has_its_share_of_the_cores_and_its_output_in_a_file
         assert said in capsys.readouterr().err
 
 
-def test_a_signal_outside_of_training_stops_a_run_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_signal_outside_of_training_stops_a_run_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
-    assert (
-        bench.run_beside([sys.executable, "-c", code], tmp_path / "output.log", num_threads=1)
-        in bench.STOPPED
-    )
+    assert bench.run_beside([sys.executable, "-c", code], tmp_path / "output.log", num_threads=1) in bench.STOPPED
     assert "interrupted after" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", bench.STOPPED)
-def test_a_stopped_run_stops_the_benchmark(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_a_stopped_run_stops_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(bench, "run_beside", lambda *_, **__: code)
     with pytest.raises(RunInterruptedError, match="resumes there"):
         bench.start_run(RECIPE, tmp_path, [], jobs=2)
@@ -270,9 +254,7 @@ def test_a_stopped_benchmark_shows_what_was_finished(
     assert "twin" not in table
 
 
-def test_sigterm_reaches_the_runs_and_they_are_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sigterm_reaches_the_runs_and_they_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A benchmark that is killed must not leave its run behind, writing into the folder."""
     told = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print(flush=True); time.sleep(60)"
     codes = []
@@ -302,9 +284,7 @@ def test_a_benchmark_begun_before_a_budget_had_a_field_goes_on(tmp_path: Path, s
 
 def test_teachers_drawn_in_different_number_types_are_told_apart(tmp_path: Path) -> None:
     entries = [
-        Entry(
-            dtype, "dmd2", "assets/emoji-sd", tuple(replace(row, dtype=dtype) for row in rows(2, 4.0)), COST
-        )
+        Entry(dtype, "dmd2", "assets/emoji-sd", tuple(replace(row, dtype=dtype) for row in rows(2, 4.0)), COST)
         for dtype in ("float32", "bfloat16")
     ]
     names = [line["cells"][0] for line in lines(entries)]
@@ -358,21 +338,11 @@ def test_the_peak_of_a_resumed_run_is_that_of_all_its_processes(monkeypatch) -> 
 
 def test_the_summary_has_a_line_for_each_recipe_and_a_column_for_each_number_of_steps() -> None:
     entries = [
-        Entry(
-            "ours",
-            "dmd2",
-            "folder",
-            (*rows(2, 5.0), ResultRow("student", steps=4, frechet_distance=4.0)),
-            COST,
-        )
+        Entry("ours", "dmd2", "folder", (*rows(2, 5.0), ResultRow("student", steps=4, frechet_distance=4.0)), COST)
     ]
     entries.append(Entry("theirs", "lcm", "folder", tuple(rows(1, 9.0)), COST))
     table = summary(entries).splitlines()
     assert table[0] == "|  | 1 step | 2 steps | 4 steps | 50 steps |"
-    assert [line.split(" | ")[0] for line in table[2:5]] == [
-        "| teacher, best stock sampler",
-        "| ours",
-        "| theirs",
-    ]
+    assert [line.split(" | ")[0] for line in table[2:5]] == ["| teacher, best stock sampler", "| ours", "| theirs"]
     assert table[3] == "| ours |  | 5.0 / 50 % / - | 4.0 / - / - |  |"
     assert table[-1].endswith("Real pictures: 1.5 / - / -.")

@@ -17,9 +17,7 @@ typing errors assets < diffusion < denoisers < losses < critics < distillers < d
 """
 LEVEL = {name: level for level, names in enumerate(ORDER.split("<")) for name in names.split()}
 MODULES = {
-    ".".join(("stepdistill", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
-        ".__init__"
-    ): path
+    ".".join(("stepdistill", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 

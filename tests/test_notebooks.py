@@ -95,9 +95,7 @@ def test_your_own_pipeline_is_distilled_and_reloaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_shows_a_whole_run_and_nothing_of_its_machine(name: str) -> None:
     notebook = read(name)
-    assert [cell.execution_count for cell in code_cells(notebook)] == [
-        i + 1 for i in range(len(code_cells(notebook)))
-    ]
+    assert [cell.execution_count for cell in code_cells(notebook)] == [i + 1 for i in range(len(code_cells(notebook)))]
     assert pictures(notebook) >= 4
     assert notebook.metadata.kernelspec.name == "python3"
     assert set(notebook.metadata) == {"kernelspec", "language_info"}

@@ -24,9 +24,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_commands_exist() -> None:
     from stepdistill.cli.main import app
 
-    known = {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    }
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert set(re.findall(r"^stepdistill (\w+)", README, flags=re.MULTILINE)) <= known
 
 

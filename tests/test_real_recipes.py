@@ -71,13 +71,9 @@ BILLIONS = {"sd15": 0.860, "sdxl": 2.567, "sd35m": 2.243}
 def configuration(model: str, folder: Path) -> Path:
     """A folder with all of a real pipeline that `stepdistill plan` reads: two configurations."""
     pipeline = type(tiny_pipeline(FAMILIES[model][0])).__name__
-    name, network = (
-        ("transformer", "SD3Transformer2DModel") if model == "sd35m" else ("unet", "UNet2DConditionModel")
-    )
+    name, network = ("transformer", "SD3Transformer2DModel") if model == "sd35m" else ("unet", "UNet2DConditionModel")
     (folder / name).mkdir(parents=True)
-    (folder / "model_index.json").write_text(
-        json.dumps({"_class_name": pipeline, name: ["diffusers", network]})
-    )
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, name: ["diffusers", network]}))
     (folder / name / "config.json").write_text(json.dumps({"_class_name": network, **NETWORKS[model]}))
     return folder
 
@@ -94,9 +90,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def overrides(
-    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, list[str]]:
+def overrides(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """By model: its tiny pipeline, the user's files, and what a CPU needs. Nothing else of a recipe changes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a red fox\ntwo cats\nsnow\n")
@@ -109,9 +103,7 @@ def overrides(
         f"data.prompts={tmp_path / 'prompts.txt'}", "train.device=cpu", "model.dtype=fp32", "train.mixed_precision=no",
         "train.train_batch_size=1", "train.gradient_accumulation_steps=2", f"train.max_train_steps={NUM_STEPS}",
     ]  # fmt: skip
-    return {
-        model: [f"model.pretrained_model_name_or_path={folder}", *common] for model, folder in models.items()
-    }
+    return {model: [f"model.pretrained_model_name_or_path={folder}", *common] for model, folder in models.items()}
 
 
 def tiny(path: Path, overrides: dict[str, list[str]]) -> list[str]:
@@ -176,9 +168,7 @@ def test_the_memory_of_the_header_and_of_the_docs_is_what_plan_prints(path: Path
 @pytest.mark.slow
 @pytest.mark.usefixtures("gate_in_this_process")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_trains_and_exports_on_the_tiny_pipeline(
-    path: Path, overrides: dict[str, list[str]]
-) -> None:
+def test_a_recipe_trains_and_exports_on_the_tiny_pipeline(path: Path, overrides: dict[str, list[str]]) -> None:
     recipe = load_recipe(path, tiny(path, overrides))
     run_dir = distill(recipe)
     losses = logged_losses(run_dir)
@@ -198,15 +188,11 @@ def test_a_recipe_trains_and_exports_on_the_tiny_pipeline(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("gate_in_this_process")
-def test_pso_starts_from_the_exported_student_of_dmd2(
-    overrides: dict[str, list[str]], tmp_path: Path
-) -> None:
+def test_pso_starts_from_the_exported_student_of_dmd2(overrides: dict[str, list[str]], tmp_path: Path) -> None:
     """As the header of the PSO recipe says: distil, export as a pipeline, tune that; a LoRA alone is refused with the way out."""
     first, second = (FOLDER / f"sdxl_{method}_4step_lora_24gb.yaml" for method in ("dmd2", "pso"))
     folder = tmp_path / "runs/sdxl_dmd2_4step_lora_24gb/export"
-    distill(
-        load_recipe(first, [*tiny(first, overrides), "train.learning_rate=1e-2", "train.lr_warmup_steps=0"])
-    )
+    distill(load_recipe(first, [*tiny(first, overrides), "train.learning_rate=1e-2", "train.lr_warmup_steps=0"]))
     rest = [each for each in tiny(second, overrides) if not each.startswith("model.pretrained")]
     recipe = load_recipe(second, rest)
     with pytest.raises(UserError, match=r"export\.formats=\[pipeline\]"):

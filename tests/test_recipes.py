@@ -28,9 +28,7 @@ def test_shipped_recipes_explain_themselves(path: Path) -> None:
     header = "\n".join(line for line in lines if line.startswith("#"))
     assert "stepdistill distill" in header or "make demo" in header
     assert "Measured" in header
-    settings = [
-        line for line in lines if ":" in line and not line.startswith("#") and line.split(":")[1].strip()
-    ]
+    settings = [line for line in lines if ":" in line and not line.startswith("#") and line.split(":")[1].strip()]
     assert [line for line in settings if "#" not in line] == []
 
 
@@ -49,11 +47,7 @@ def test_defaults_are_written_out() -> None:
 
 
 def test_nested_typos_are_named() -> None:
-    document = {
-        "model": {"pretrained_model_name_or_path": "x"},
-        "method": {"name": "dmd2"},
-        "roles": {"ranks": 4},
-    }
+    document = {"model": {"pretrained_model_name_or_path": "x"}, "method": {"name": "dmd2"}, "roles": {"ranks": 4}}
     with pytest.raises(UserError, match=r"roles\.ranks: unknown key \(did you mean 'rank'\?\)"):
         parse_recipe(document)
 

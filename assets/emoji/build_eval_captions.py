@@ -28,9 +28,7 @@ def main() -> None:
             "glyph": pa.array([placement.glyph for placement, _ in described], pa.int16()),
             "background": pa.array([placement.background for placement, _ in described], pa.int8()),
             "right_glyphs": pa.array([known.glyphs.tolist() for known in answers], pa.list_(pa.int16())),
-            "right_backgrounds": pa.array(
-                [known.backgrounds.tolist() for known in answers], pa.list_(pa.int8())
-            ),
+            "right_backgrounds": pa.array([known.backgrounds.tolist() for known in answers], pa.list_(pa.int8())),
         }
     )
     pq.write_table(table, OUTPUT, compression="zstd")

@@ -80,15 +80,12 @@ def encode(image: Image.Image, quality: int) -> bytes:
 def looks(images: list[Image.Image]) -> list[int]:
     """A number per glyph, equal for glyphs whose drawings are the same or mirrored (some flags, left and right arrows)."""
     small = [
-        np.asarray(image.convert("RGBa").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
-        for image in images
+        np.asarray(image.convert("RGBa").resize((32, 32), Image.Resampling.BOX), dtype=np.float64) for image in images
     ]
     stacked = np.stack(small)
     flat, mirrored = (array.reshape(len(images), -1) for array in (stacked, stacked[:, :, ::-1]))
     squares = (flat**2).mean(1)
-    distance = (
-        squares[:, None] + squares[None] - 2 * np.maximum(flat @ flat.T, flat @ mirrored.T) / flat.shape[1]
-    )
+    distance = squares[:, None] + squares[None] - 2 * np.maximum(flat @ flat.T, flat @ mirrored.T) / flat.shape[1]
     same = np.tril(distance < SAME_LOOK**2)
     np.fill_diagonal(same, val=True)
     number = list(range(len(images)))

@@ -69,12 +69,8 @@ def evaluate(
     sources = {"RUN": run, "--pipeline": pipeline, "--images": images, "--watch": watch}
     asked = _Asked(protocol, prompts, column, n if limit is None else limit, samples, seed)
     job = _job(asked, metrics, _checked(bounds, sources), as_json=as_json)
-    how = replace(
-        job.options, batch_size=batch_size, file_format=file_format, reference=reference, teacher=teacher
-    )
-    job = replace(
-        job, options=replace(how, out=out or Path("."), cost=_cost(latency_repeats, of_run=run is not None))
-    )
+    how = replace(job.options, batch_size=batch_size, file_format=file_format, reference=reference, teacher=teacher)
+    job = replace(job, options=replace(how, out=out or Path("."), cost=_cost(latency_repeats, of_run=run is not None)))
     if run is not None:
         return _evaluate_run(run, job, which)
     if watch is not None:
@@ -112,9 +108,7 @@ class _Asked:
                 f"--protocol NAME is required, as only the embedded teachers have a default; known: {', '.join(PROTOCOLS)}"
             )
         chosen = protocol_named(name)
-        return replace(
-            chosen, samples_per_prompt=self.samples, seed=chosen.seed if self.seed is None else self.seed
-        )
+        return replace(chosen, samples_per_prompt=self.samples, seed=chosen.seed if self.seed is None else self.seed)
 
     def load(self, protocol: Protocol, default: str | None = None) -> PromptSet:
         """The prompts of the protocol, from the file given or else the default."""

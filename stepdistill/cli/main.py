@@ -28,12 +28,9 @@ app = typer.Typer(
 )
 console = Console()
 
-RecipeFile = Annotated[
-    str, typer.Argument(help="recipe, e.g. recipes/emoji_dmd2_demo.yaml", metavar="RECIPE")
-]
+RecipeFile = Annotated[str, typer.Argument(help="recipe, e.g. recipes/emoji_dmd2_demo.yaml", metavar="RECIPE")]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="overrides: train.max_train_steps=100 ...", metavar="[KEY=VALUE]..."),
+    list[str] | None, typer.Argument(help="overrides: train.max_train_steps=100 ...", metavar="[KEY=VALUE]...")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 
@@ -81,9 +78,7 @@ def distill(
 
     run_dir = run_recipe(resolved)
     written = [name for name in ("report.html", "results.json", "export") if (run_dir / name).exists()]
-    console.print(
-        "done: " + ", ".join(f"{run_dir}/{name}" for name in written), highlight=False, soft_wrap=True
-    )
+    console.print("done: " + ", ".join(f"{run_dir}/{name}" for name in written), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -163,22 +158,17 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = Fals
 @app.command()
 def bench(
     recipes: Annotated[
-        list[str] | None,
-        typer.Argument(help="recipes; default: every emoji recipe that ships", metavar="[RECIPE]..."),
+        list[str] | None, typer.Argument(help="recipes; default: every emoji recipe that ships", metavar="[RECIPE]...")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for runs and leaderboard; reuse it to resume")] = Path(
         "runs/bench"
     ),
-    minutes: Annotated[
-        float | None, typer.Option(help="training time per recipe; default: 20", min=0.05)
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="training time per recipe; default: 20", min=0.05)] = None,
     n: Annotated[int | None, typer.Option(help="images per row; default: 2000", min=16)] = None,
     seed: Annotated[int | None, typer.Option(help="seed of every run; default: 0")] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            help="recipes run in parallel, each on its share of the cores; default: 1, quick 2", min=1
-        ),
+        typer.Option(help="recipes run in parallel, each on its share of the cores; default: 1, quick 2", min=1),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="few iterations and images unless given: a smoke test")
@@ -192,9 +182,7 @@ def bench(
     from stepdistill.bench import QUICK, BenchBudget, budget_with, run_bench
 
     chosen = recipes or [str(path) for path in sorted(resolve_path("recipes").glob("emoji_*.yaml"))]
-    budget = budget_with(
-        QUICK if quick else BenchBudget(), minutes=minutes, num_images=n, seed=seed, jobs=jobs
-    )
+    budget = budget_with(QUICK if quick else BenchBudget(), minutes=minutes, num_images=n, seed=seed, jobs=jobs)
     failed = run_bench(chosen, out, budget)
     console.print((out / "leaderboard.md").read_text(), highlight=False, soft_wrap=True)
     if failed:

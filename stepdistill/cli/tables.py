@@ -15,9 +15,7 @@ console = Console()
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="output folders of evaluate")],
-    out: Annotated[Path, typer.Option(help="folder for tables, plots, grids and the page")] = Path(
-        "runs/comparison"
-    ),
+    out: Annotated[Path, typer.Option(help="folder for tables, plots, grids and the page")] = Path("runs/comparison"),
     title: Annotated[str, typer.Option(help="title of the page")] = "Comparison",
 ) -> None:
     """Compare evaluated models: tables (Markdown, LaTeX, CSV), plots, grids and one self-contained page.
@@ -43,9 +41,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """Print dictionaries with the same keys as a table."""
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(
-            *(f"{value:.4g}" if isinstance(value, float) else str(value or "-") for value in row.values())
-        )
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value or "-") for value in row.values()))
     console.print(table)
 
 
@@ -60,9 +56,7 @@ def print_methods(rows: list[dict[str, Any]]) -> None:
     table.add_column("status", no_wrap=True)
     for row in rows:
         needs = ", ".join(row["requires"])
-        table.add_row(
-            row["name"], row["summary"], needs, str(row["steps"]), f"{row['passes']:g}", row["status"]
-        )
+        table.add_row(row["name"], row["summary"], needs, str(row["steps"]), f"{row['passes']:g}", row["status"])
     console.print(table)
     console.print(
         "steps: default number of student steps. passes: network passes per sample and\n"

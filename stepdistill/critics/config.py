@@ -12,22 +12,17 @@ class GANConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    student_weight: float = Field(
-        default=0.0, ge=0.0, description="weight of the student's GAN loss; 0 is off"
-    )
+    student_weight: float = Field(default=0.0, ge=0.0, description="weight of the student's GAN loss; 0 is off")
     critic_weight: float = Field(default=1e-2, ge=0.0, description="weight of the discriminator's loss")
     features: Literal["fake_score", "teacher"] = Field(
-        default="fake_score",
-        description="network whose features the heads judge; the teacher needs a pass of its own",
+        default="fake_score", description="network whose features the heads judge; the teacher needs a pass of its own"
     )
     train_backbone: bool = Field(
         default=True,
         description="let the discriminator's loss train the fake score too, as in the paper; false saves a backward pass",
     )
     width: int = Field(default=128, ge=1, description="hidden width of the discriminator heads")
-    r1_weight: float = Field(
-        default=0.0, ge=0.0, description="weight of the gradient penalty on real features"
-    )
+    r1_weight: float = Field(default=0.0, ge=0.0, description="weight of the gradient penalty on real features")
 
 
 class RewardConfig(BaseModel):
@@ -41,9 +36,7 @@ class RewardConfig(BaseModel):
     weights: str | None = Field(
         default=None, description="file or folder of the scorer's weights; null: search the known places"
     )
-    tokenizer: str | None = Field(
-        default=None, description="folder of its tokenizer; null: search the known places"
-    )
+    tokenizer: str | None = Field(default=None, description="folder of its tokenizer; null: search the known places")
     backbone: str | None = Field(
         default=None, description="aesthetic: weights of its CLIP model; null: search the known places"
     )

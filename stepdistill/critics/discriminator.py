@@ -62,14 +62,11 @@ class DiscriminatorHeads(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads = nn.ModuleList(
-                TokenHead(shape[-1], width) if len(shape) == 2 else MapHead(shape[0], width)
-                for shape in shapes
+                TokenHead(shape[-1], width) if len(shape) == 2 else MapHead(shape[0], width) for shape in shapes
             )
 
     def forward(self, features: Sequence[Tensor]) -> Logits:
         """Logits in float32, shape (B,): large is real."""
         if len(features) != len(self.heads):
             raise ValueError(f"{len(self.heads)} heads were given {len(features)} features")
-        return torch.stack(
-            [head(feature.float()) for head, feature in zip(self.heads, features, strict=True)]
-        ).mean(0)
+        return torch.stack([head(feature.float()) for head, feature in zip(self.heads, features, strict=True)]).mean(0)

@@ -44,9 +44,7 @@ def cached(
 
 def named_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Return all weights of the modules, adapters included, as `module.name`."""
-    return {
-        f"{name}.{key}": tensor for name, part in modules.items() for key, tensor in part.state_dict().items()
-    }
+    return {f"{name}.{key}": tensor for name, part in modules.items() for key, tensor in part.state_dict().items()}
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -164,10 +164,8 @@ class CaptionGrammar:
         looks, place = np.unique(self.looks[right], return_inverse=True)
         # Bayes with a uniform prior over glyphs; glyphs of the same look add up.
         law = np.bincount(place, weights=[weights[int(glyph)] for glyph in right], minlength=len(looks))
-        if background:
-            allowed = [names.index(background)] if background in names else []
-        else:
-            allowed = list(range(len(names)))
+        # No background in the caption: any will do. An unknown one: none will.
+        allowed = [i for i, name in enumerate(names) if not background or name == background]
         return AnswerSet(
             glyphs=np.flatnonzero(np.isin(self.looks, looks)),
             backgrounds=np.array(allowed, dtype=np.int64),

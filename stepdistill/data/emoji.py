@@ -67,9 +67,7 @@ class EmojiWorld:
         """All glyphs as RGBA bytes with premultiplied alpha, (n, 4, 64, 64)."""
         pictures = (Image.open(io.BytesIO(data)).convert("RGBA").convert("RGBa") for data in self._encoded)
         return (
-            torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-            .permute(0, 3, 1, 2)
-            .contiguous()
+            torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
         )
 
     def describe(self, seed: int, index: int) -> tuple[Placement, str]:

@@ -48,9 +48,7 @@ def load_images(
     raise UserError(f"data.images: '{source}' is neither 'emoji', nor a folder, nor a .parquet file")
 
 
-def _chunks(
-    pairs: Iterable[tuple[Image.Image, str]], size: tuple[int, int]
-) -> Iterator[tuple[Images, list[str]]]:
+def _chunks(pairs: Iterable[tuple[Image.Image, str]], size: tuple[int, int]) -> Iterator[tuple[Images, list[str]]]:
     remaining = iter(pairs)
     while part := list(islice(remaining, CHUNK_SIZE)):
         yield torch.stack([center_crop(image, size) for image, _ in part]), [caption for _, caption in part]
@@ -85,9 +83,7 @@ def _from_folder(files: Sequence[Path]) -> Iterator[tuple[Image.Image, str]]:
         try:
             yield Image.open(file).convert("RGB"), file.with_suffix(".txt").read_text().strip()
         except UnidentifiedImageError as error:
-            raise UserError(
-                f"data.images: '{file}' is not a readable image; delete it or save it again"
-            ) from error
+            raise UserError(f"data.images: '{file}' is not a readable image; delete it or save it again") from error
 
 
 def _from_parquet(path: Path, limit: int | None) -> Iterator[tuple[Image.Image, str]]:

@@ -40,9 +40,7 @@ def read_rows(path: Path, *, asked_by: str) -> list[dict[str, Any]]:
         raise UserError(f"{asked_by}: '{path}' is not valid JSON: {error}") from error
     except (ArrowInvalid, OSError) as error:
         kind = path.suffix.removeprefix(".")
-        raise UserError(
-            f"{asked_by}: '{path}' is not a readable {kind} file; recreate it or use .txt"
-        ) from error
+        raise UserError(f"{asked_by}: '{path}' is not a readable {kind} file; recreate it or use .txt") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{asked_by}: '{path}' is not UTF-8 text; convert it to UTF-8") from error
     return [row if isinstance(row, dict) else {"prompt": row} for row in rows]

@@ -87,9 +87,7 @@ class TrainingData:
         if self.pairs is not None:
             rows = rows_of(positions, count=len(self.pairs), seed=seed, purpose="pairs")
             cond = self.cond[(rows % len(self.cond)).to(self.cond.device)].to(device)
-            noise, x0 = (
-                table[rows.to(table.device)].to(device) for table in (self.pairs.noise, self.pairs.x0)
-            )
+            noise, x0 = (table[rows.to(table.device)].to(device) for table in (self.pairs.noise, self.pairs.x0))
             batch.pairs = Pairs(noise, x0, cond)
         return batch
 
@@ -110,8 +108,7 @@ def encode_prompts(teacher: Denoiser, prompts: Sequence[str]) -> Conditioning:
     """Encode prompts in batches."""
     with torch.no_grad():
         parts = [
-            teacher.encode(prompts[start : start + ENCODE_BATCH])
-            for start in range(0, len(prompts), ENCODE_BATCH)
+            teacher.encode(prompts[start : start + ENCODE_BATCH]) for start in range(0, len(prompts), ENCODE_BATCH)
         ]
     return Conditioning.cat(parts)
 
@@ -120,9 +117,7 @@ def data_from_prompts(teacher: Denoiser, prompts: Sequence[str]) -> TrainingData
     """Create prompts-only data from a list of texts."""
     with torch.no_grad():
         uncond = teacher.uncond(1)
-    return TrainingData(
-        tuple(prompts), encode_prompts(teacher, prompts), uncond, tuple(teacher.latent_shape())
-    )
+    return TrainingData(tuple(prompts), encode_prompts(teacher, prompts), uncond, tuple(teacher.latent_shape()))
 
 
 def prepare_data(
@@ -156,18 +151,14 @@ def prepare_data(
     texts = load_prompts(prompts, limit=num_prompts, seed=seed)
     encoders = "" if cache_dir is None else fingerprint(named_weights(teacher.encoders()).items())
     key = {"model": model, "encoders": encoders, "version": 2, "seed": seed}
-    cond = cached(
-        cache_dir, {**key, "prompts": _digest(texts)}, lambda: encode_prompts(teacher, texts).tensors
-    )
+    cond = cached(cache_dir, {**key, "prompts": _digest(texts)}, lambda: encode_prompts(teacher, texts).tensors)
     with torch.no_grad():
         uncond = teacher.encode([negative_prompt]) if negative_prompt else teacher.uncond(1)
     data = TrainingData(tuple(texts), Conditioning(cond), uncond, tuple(teacher.latent_shape()))
     if images is None:
         return data
     if not isinstance(teacher, PipelineDenoiser):
-        raise UserError(
-            "data.images needs a diffusers pipeline as the teacher; remove it to train on prompts"
-        )
+        raise UserError("data.images needs a diffusers pipeline as the teacher; remove it to train on prompts")
     encoder = teacher
     image_key = {**key, "images": images, "num_images": num_images}
     stored = cached(cache_dir, image_key, lambda: encode_images(encoder, images, num_images, seed))

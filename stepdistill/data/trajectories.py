@@ -68,8 +68,7 @@ def teacher_pairs(
         progress: see `Progress`.
     """
     shards = [
-        range(first, min(first + config.shard_size, config.num))
-        for first in range(0, config.num, config.shard_size)
+        range(first, min(first + config.shard_size, config.num)) for first in range(0, config.num, config.shard_size)
     ]
     # The grid of the stock sampler, so that x0 is the image that the teacher's own pipeline would draw.
     times = teacher.few_step_times(config.steps, "ode")
@@ -110,9 +109,7 @@ def solve(
         indices = tuple(shard[row] for row in rows.tolist())
         noise = RandomStream(seed, 0, indices, device, "pairs").normal("noise", teacher.latent_shape())
         guidance = Guidance(config.guidance_scale, uncond)
-        path = teacher_trajectory(
-            teacher, noise, cond[rows].to(device), times, guidance, solver=config.solver
-        )
+        path = teacher_trajectory(teacher, noise, cond[rows].to(device), times, guidance, solver=config.solver)
         ends.append(path.x0.float())
         noises.append(noise)
     return {"noise": torch.cat(noises).cpu(), "x0": torch.cat(ends).cpu()}

@@ -67,9 +67,7 @@ class Denoiser(nn.Module):
             return self
         return self.successor[1].at(t)
 
-    def forward(
-        self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None
-    ) -> Denoised:
+    def forward(self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None) -> Denoised:
         """Estimate x0 and eps; a guided call runs cond and uncond as one batch."""
         self.activate()
         cond = cond.expand(len(x_t))
@@ -189,9 +187,7 @@ class Denoiser(nn.Module):
         if not self.is_trainable:
             return []
         return list(
-            self.parameters()
-            if self.adapter is None
-            else adapter_tensors(self.network, self.adapter).values()
+            self.parameters() if self.adapter is None else adapter_tensors(self.network, self.adapter).values()
         )
 
     def role_state_dict(self) -> dict[str, Tensor]:
@@ -216,9 +212,7 @@ class Denoiser(nn.Module):
 
     def pipeline(self, sampler: StudentSampler) -> Any:
         """Return a stock diffusers pipeline with this role's weights and the few-step scheduler."""
-        raise NotImplementedError(
-            f"{type(self).__name__} is not a diffusers family; sample with rollout.sample"
-        )
+        raise NotImplementedError(f"{type(self).__name__} is not a diffusers family; sample with rollout.sample")
 
     def _referenced_parts(self) -> list[object]:
         """Objects that a role shares with its teacher instead of copying."""

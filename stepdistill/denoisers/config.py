@@ -21,9 +21,7 @@ class Roles(BaseModel):
     )
     rank: int = Field(default=64, ge=1, description="LoRA rank")
     alpha: float | None = Field(default=None, gt=0, description="LoRA alpha; default: the rank, i.e. scale 1")
-    target_modules: list[str] | None = Field(
-        default=None, description="layers to adapt; default: the family's"
-    )
+    target_modules: list[str] | None = Field(default=None, description="layers to adapt; default: the family's")
     seed: int = Field(default=0, ge=0, description="seed of the LoRA initialisation")
 
     @property

@@ -57,8 +57,7 @@ def capture(
     outputs: dict[str, Tensor] = {}
     count = len(set(layers)) if stop else None
     handles = [
-        network.get_submodule(name).register_forward_hook(_collector(outputs, name, count, select))
-        for name in layers
+        network.get_submodule(name).register_forward_hook(_collector(outputs, name, count, select)) for name in layers
     ]
     features: list[Tensor] = []
     try:

@@ -17,12 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    LCMScheduler,
-)
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 
 from stepdistill.diffusion.sampler import StudentSampler
 from stepdistill.diffusion.times import few_step_indices, shift_time
@@ -55,9 +50,7 @@ def vp_few_step(base: Any, sampler: StudentSampler) -> FewStep:
         # DDIMScheduler accepts no custom timesteps, and its last step overshoots unless num_steps divides count.
         arguments["timesteps"] = indices
         order_one = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
-        scheduler = DPMSolverMultistepScheduler.from_config(
-            base.config, **order_one, **_NO_RESPACING, **unclipped
-        )
+        scheduler = DPMSolverMultistepScheduler.from_config(base.config, **order_one, **_NO_RESPACING, **unclipped)
     return FewStep(scheduler, arguments)
 
 

@@ -127,14 +127,10 @@ def _checked_source(name: str) -> str:
             )
         return str(path)
     if path.is_file():
-        raise UserError(
-            f"'{name}' is a file; pass the folder of a diffusers pipeline, with its model_index.json"
-        )
+        raise UserError(f"'{name}' is a file; pass the folder of a diffusers pipeline, with its model_index.json")
     looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~", "assets/"))
     if not looks_like_hub_id:
-        raise UserError(
-            f"there is no folder '{name}'; pass the path of a diffusers pipeline, or a hub id owner/name"
-        )
+        raise UserError(f"there is no folder '{name}'; pass the path of a diffusers pipeline, or a hub id owner/name")
     return name
 
 

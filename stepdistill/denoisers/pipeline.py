@@ -75,9 +75,7 @@ class PipelineDenoiser(Denoiser):
     def text_device(self) -> torch.device:
         """Device of the text encoders, which may stay on the CPU while the network is on a GPU."""
         parts = self.pipe.components.items()
-        return next(
-            part.device for name, part in parts if name.startswith("text_encoder") and part is not None
-        )
+        return next(part.device for name, part in parts if name.startswith("text_encoder") and part is not None)
 
     def place_encoders(self, *, text: torch.device, images: torch.device) -> None:
         """Move text encoders and autoencoder to these devices, in place, for all roles.
@@ -92,17 +90,13 @@ class PipelineDenoiser(Denoiser):
         """Return the pipeline's modules other than the network, by component name."""
         components = self.pipe.components.items()
         return {
-            name: part
-            for name, part in components
-            if isinstance(part, torch.nn.Module) and name != self.network_name
+            name: part for name, part in components if isinstance(part, torch.nn.Module) and name != self.network_name
         }
 
     # Prompts
 
     @torch.no_grad()
-    def encode(
-        self, prompts: Sequence[str], height: int | None = None, width: int | None = None
-    ) -> Conditioning:
+    def encode(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Conditioning:
         """Encode prompts as the stock pipeline does; the image size matters only for size conditioning."""
         return self.encode_rows(list(prompts), self.image_size(height, width)).to(self.device)
 
@@ -259,11 +253,7 @@ class PipelineDenoiser(Denoiser):
         return self.architectures.get(width, ("", "")) if isinstance(width, int) else ("", "")
 
     def _referenced_parts(self) -> list[object]:
-        return [
-            self.schedule,
-            self.pipe,
-            *(part for part in (self._vae, self._uncond_row) if part is not None),
-        ]
+        return [self.schedule, self.pipe, *(part for part in (self._vae, self._uncond_row) if part is not None)]
 
 
 def vae_batch_size(height: int, width: int) -> int:

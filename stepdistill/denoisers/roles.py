@@ -44,9 +44,7 @@ def switch_adapter(network: nn.Module, adapter: str | None) -> None:
     if not layers:
         return
     first = layers[0]
-    if first._disable_adapters is (adapter is None) and (
-        adapter is None or first._active_adapter == [adapter]
-    ):
+    if first._disable_adapters is (adapter is None) and (adapter is None or first._active_adapter == [adapter]):
         return
     for layer in layers:
         layer._disable_adapters = adapter is None
@@ -144,15 +142,11 @@ def load_tensors(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> 
     if missing := sorted(set(target) - set(source)):
         raise ValueError(f"the checkpoint of this role lacks {len(missing)} tensors, first: {missing[:3]}")
     if surplus := sorted(set(source) - set(target)):
-        raise ValueError(
-            f"the checkpoint of this role has {len(surplus)} unknown tensors, first: {surplus[:3]}"
-        )
+        raise ValueError(f"the checkpoint of this role has {len(surplus)} unknown tensors, first: {surplus[:3]}")
     with torch.no_grad():
         for name, tensor in target.items():
             if tensor.shape != source[name].shape:
-                raise ValueError(
-                    f"'{name}' has shape {tuple(source[name].shape)}, expected {tuple(tensor.shape)}"
-                )
+                raise ValueError(f"'{name}' has shape {tuple(source[name].shape)}, expected {tuple(tensor.shape)}")
             tensor.copy_(source[name])
 
 

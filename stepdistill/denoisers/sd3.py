@@ -20,9 +20,7 @@ class SD3Denoiser(PipelineDenoiser):
     prediction = "flow"
     architectures = {4096: ("sd3", "stable-diffusion-3/lora")}
 
-    def __init__(
-        self, pipeline: StableDiffusion3Pipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS
-    ) -> None:
+    def __init__(self, pipeline: StableDiffusion3Pipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS) -> None:
         super().__init__(pipeline, prompt_arguments)
         # Discriminator features from the middle of the network and from two thirds of its depth.
         depth = len(self.network.transformer_blocks)

@@ -38,20 +38,13 @@ class StableDiffusionDenoiser(PipelineDenoiser):
 
     network_name, lora_targets = NETWORKS["StableDiffusionPipeline"]
     feature_layers = ("mid_block",)
-    architectures = {
-        768: ("sd_v1", "stable-diffusion-v1/lora"),
-        1024: ("sd_v2", "stable-diffusion-v2-512/lora"),
-    }
+    architectures = {768: ("sd_v1", "stable-diffusion-v1/lora"), 1024: ("sd_v2", "stable-diffusion-v2-512/lora")}
 
-    def __init__(
-        self, pipeline: StableDiffusionPipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS
-    ) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, prompt_arguments: PromptArguments = NO_ARGUMENTS) -> None:
         super().__init__(pipeline, prompt_arguments)
         kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
         if kind not in PREDICTIONS:
-            raise UserError(
-                f"unknown scheduler prediction_type '{kind}'; use one of {', '.join(PREDICTIONS)}"
-            )
+            raise UserError(f"unknown scheduler prediction_type '{kind}'; use one of {', '.join(PREDICTIONS)}")
         self.prediction = PREDICTIONS[kind]
 
     def forward_network(self, x_t: Latents, t: Times, cond: Conditioning) -> Latents:

@@ -26,9 +26,7 @@ class Conditioning:
     def __post_init__(self) -> None:
         sizes = {name: tensor.shape[0] for name, tensor in self.tensors.items()}
         if len(set(sizes.values())) != 1:
-            raise ValueError(
-                f"a Conditioning needs at least one tensor and one common batch size, got {sizes}"
-            )
+            raise ValueError(f"a Conditioning needs at least one tensor and one common batch size, got {sizes}")
 
     def __len__(self) -> int:
         return next(iter(self.tensors.values())).shape[0]
@@ -80,9 +78,7 @@ class Conditioning:
         tensor([1., 0.])
         """
         masks = {name: is_first.reshape(-1, *[1] * (second[name].ndim - 1)) for name in second}
-        return Conditioning(
-            {name: torch.where(masks[name], first[name], second[name]) for name in second.tensors}
-        )
+        return Conditioning({name: torch.where(masks[name], first[name], second[name]) for name in second.tensors})
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:

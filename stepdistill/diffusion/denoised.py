@@ -38,8 +38,6 @@ class DenoisingNetwork(Protocol):
         """Return the network to call at time t."""
         ...
 
-    def __call__(
-        self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None
-    ) -> Denoised:
+    def __call__(self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None) -> Denoised:
         """Return the estimates of x0 and eps at x_t."""
         ...

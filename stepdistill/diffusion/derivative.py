@@ -20,14 +20,7 @@ Field = Callable[[Latents, Times], Latents]
 
 @torch.no_grad()
 def directional_derivative(
-    function: Field,
-    x: Latents,
-    t: Times,
-    dx: Latents,
-    dt: Times,
-    *,
-    how: Differentiation = "jvp",
-    step: float = 5e-4,
+    function: Field, x: Latents, t: Times, dx: Latents, dt: Times, *, how: Differentiation = "jvp", step: float = 5e-4
 ) -> Latents:
     """Return d/dh function(x + h dx, t + h dt) at h = 0, without autocast and without a graph.
 

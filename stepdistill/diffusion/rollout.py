@@ -137,12 +137,7 @@ def markov_rollout(
 
 
 def next_state(
-    student: DenoisingNetwork,
-    out: Denoised,
-    sampler: StudentSampler,
-    s: float,
-    purpose: str,
-    rng: NoiseSource,
+    student: DenoisingNetwork, out: Denoised, sampler: StudentSampler, s: float, purpose: str, rng: NoiseSource
 ) -> Latents:
     """Step from a prediction to the state at time s; `purpose` names the draw of fresh noise."""
     eps = out.eps

@@ -128,7 +128,5 @@ def few_step_indices(num_train_timesteps: int, num_steps: int, kind: Literal["sd
         return [stride * k - 1 for k in range(num_steps, 0, -1)]
     if kind == "ode":
         # Trailing spacing: round(T - k T / n) - 1 (https://arxiv.org/abs/2305.08891, table 2)
-        return [
-            round(num_train_timesteps - k * num_train_timesteps / num_steps) - 1 for k in range(num_steps)
-        ]
+        return [round(num_train_timesteps - k * num_train_timesteps / num_steps) - 1 for k in range(num_steps)]
     raise ValueError(f'kind must be "sde" or "ode", got {kind!r}')

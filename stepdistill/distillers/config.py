@@ -16,9 +16,7 @@ class DistillerConfig(BaseModel):
 
     num_steps: int = Field(default=4, ge=1, le=8, description="student network calls per image")
     guidance_scale: float = Field(
-        default=4.0,
-        ge=0.0,
-        description="guidance scale of the teacher: uncond + s (cond - uncond); 1.0 is off",
+        default=4.0, ge=0.0, description="guidance scale of the teacher: uncond + s (cond - uncond); 1.0 is off"
     )
     first_time: float = Field(
         default=1.0,
@@ -27,9 +25,7 @@ class DistillerConfig(BaseModel):
         description="first time of the student's grid; below 1 an eps student does not divide by alpha near 0",
     )
     grid_shift: float = Field(
-        default=1.0,
-        gt=0.0,
-        description="shift of the student's grid towards noise, on top of the scheduler's own",
+        default=1.0, gt=0.0, description="shift of the student's grid towards noise, on top of the scheduler's own"
     )
 
     @property

@@ -103,9 +103,7 @@ def evaluate(
         own = [name for name in names if (variant_of(name, protocol), metric_named(name).pictures) == key]
         numbers |= evaluation.numbers(*key, own)
     records = evaluation.pictures.records()
-    results = run_document(
-        protocol, drawn.model, records, earlier_numbers(options.out, records) | numbers, cost
-    )
+    results = run_document(protocol, drawn.model, records, earlier_numbers(options.out, records) | numbers, cost)
     if group.is_main:
         results.write(options.out)
         shutil.rmtree(options.out / PARTS, ignore_errors=True)
@@ -131,17 +129,11 @@ class _Evaluation:
         claim(options.out, record, group, overwrite=options.overwrite)
         assignment = None
         if prompts is not None:
-            assignment = Assignment(
-                prompts, protocol.seed, protocol.samples_per_prompt, rounding=protocol.rounding
-            )
+            assignment = Assignment(prompts, protocol.seed, protocol.samples_per_prompt, rounding=protocol.rounding)
         self.pictures = self.picture_set(options.out, assignment, drawn.painter, drawn.folder)
 
     def picture_set(
-        self,
-        folder: Path,
-        assignment: Assignment | None,
-        painter: Painter | None = None,
-        adopted: Path | None = None,
+        self, folder: Path, assignment: Assignment | None, painter: Painter | None = None, adopted: Path | None = None
     ) -> PictureSet:
         """Pictures whose manifest and columns are in a folder of this evaluation."""
         store = PictureStore(folder, self.options.file_format)
@@ -210,9 +202,7 @@ class _Evaluation:
         teacher = self.picture_set(self.options.out / "teacher", self.pictures.assignment, adopted=folder)
         teacher.fill()
         if [each.seed for each in self.pictures.records()] != [each.seed for each in teacher.records()]:
-            raise UserError(
-                f"'{folder}' has other seeds; pairs need the same --protocol, --prompts and --samples"
-            )
+            raise UserError(f"'{folder}' has other seeds; pairs need the same --protocol, --prompts and --samples")
         lpips = LPIPS.load("vgg").to(self.group.device) if variant.endswith("lpips-vgg") else None
         return PairExtractor(teacher.store, lpips)
 

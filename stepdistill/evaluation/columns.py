@@ -42,9 +42,7 @@ class Extractor(Protocol):
         """Everything the columns depend on, JSON-serialisable: columns of another record are recomputed."""
         ...
 
-    def __call__(
-        self, pictures: Sequence[Image.Image], records: Sequence[PictureRecord]
-    ) -> Mapping[str, Tensor]:
+    def __call__(self, pictures: Sequence[Image.Image], records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """Columns of shape (rows,) or (rows, d) for pictures and their manifest records."""
         ...
 

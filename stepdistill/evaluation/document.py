@@ -163,9 +163,7 @@ class ResultRow:
     def of(cls, model: ModelRecord, numbers: Mapping[str, Number], cost: CostRecord, *, n: int) -> ResultRow:
         """The row of a model's numbers."""
 
-        measured: dict[str, Any] = {
-            key: numbers[name].value for name, key in ROW_KEYS.items() if name in numbers
-        }
+        measured: dict[str, Any] = {key: numbers[name].value for name, key in ROW_KEYS.items() if name in numbers}
         costs = cost.model_dump(include={"nfe", "latency_s", "images_per_s"})
         facts = {"method", "steps", "guidance_scale", "name", "dtype", "device", "sampler", "sampler_search"}
         return cls(model=model.kind, n=n, **model.model_dump(include=facts), **costs, **measured)
@@ -222,9 +220,7 @@ class RunResults(BaseModel):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(
-                f"there is no {RESULTS_NAME} in '{path}'; run `stepdistill evaluate` first"
-            ) from None
+            raise UserError(f"there is no {RESULTS_NAME} in '{path}'; run `stepdistill evaluate` first") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"'{file}' is not valid JSON: {error}") from None
         if content.get("schema_version") != 1:

@@ -154,9 +154,7 @@ def _grid(name: str, pictures: Sequence[Image.Image], side: int) -> Image.Image:
     if len(pictures) == 1:
         return pictures[0]
     if len(pictures) != NUM_SAMPLES:
-        raise ValueError(
-            f"{name}: {len(pictures)} pictures; the grid takes {NUM_SAMPLES}, or one without a grid"
-        )
+        raise ValueError(f"{name}: {len(pictures)} pictures; the grid takes {NUM_SAMPLES}, or one without a grid")
     grid = Image.new("RGB", (2 * side, 2 * side))
     for number, picture in enumerate(pictures):
         grid.paste(picture, (number % 2 * side, number // 2 * side))

@@ -103,9 +103,7 @@ class DiversityExtractor:
 
     is_per_prompt = True
 
-    def __init__(
-        self, name: str, *, features: FeatureNetwork | None = None, lpips: LPIPS | None = None
-    ) -> None:
+    def __init__(self, name: str, *, features: FeatureNetwork | None = None, lpips: LPIPS | None = None) -> None:
         self.name, self.features, self.lpips = name, features, lpips
 
     def record(self) -> dict[str, Any]:
@@ -164,9 +162,7 @@ Factory = Callable[[Protocol, torch.device], Extractor]
 
 
 def _inception(variant: str) -> Factory:
-    return lambda protocol, device: FeatureExtractor(
-        InceptionFeatures.load(variant).to(device), side=protocol.square
-    )
+    return lambda protocol, device: FeatureExtractor(InceptionFeatures.load(variant).to(device), side=protocol.square)
 
 
 def _patch(protocol: Protocol, device: torch.device) -> Extractor:
@@ -181,9 +177,7 @@ EXTRACTORS: dict[str, Factory] = {
     "inception/clean/patch-center299": _patch,
     "dinov2-large/pil": lambda protocol, device: FeatureExtractor(DinoFeatures.load().to(device)),
     "cmmd": lambda protocol, device: FeatureExtractor(CMMDFeatures.load().to(device)),
-    "diversity/emoji-clip": lambda protocol, device: DiversityExtractor(
-        "diversity/emoji-clip", features=emoji_clip()
-    ),
+    "diversity/emoji-clip": lambda protocol, device: DiversityExtractor("diversity/emoji-clip", features=emoji_clip()),
     "diversity/lpips-vgg": lambda protocol, device: DiversityExtractor(
         "diversity/lpips-vgg", lpips=LPIPS.load("vgg").to(device)
     ),

@@ -56,13 +56,7 @@ class Generation:
         if any(".lora_" in name for name in weights):
             raise ValueError("the pipeline has adapters: hash a copy without them")
         scheduler = self.scheduler or cast(Any, self.pipeline).scheduler
-        call = [
-            type(scheduler).__name__,
-            dict(scheduler.config),
-            self.call_arguments(),
-            str(self.autocast),
-            tag,
-        ]
+        call = [type(scheduler).__name__, dict(scheduler.config), self.call_arguments(), str(self.autocast), tag]
         text = json.dumps(call, sort_keys=True, default=str)
         return hashlib.blake2b(f"{fingerprint(weights.items())}{text}".encode(), digest_size=12).hexdigest()
 
@@ -97,9 +91,7 @@ def generate(generation: Generation, prompts: Sequence[str], seeds: Sequence[int
     with torch.random.fork_rng():
         torch.manual_seed(seeds[0])
         with torch.no_grad(), precision, _scheduler_of(pipe, generation.scheduler, generators):
-            out = pipe(
-                prompt=list(prompts), generator=generators, output_type="pt", **generation.call_arguments()
-            )
+            out = pipe(prompt=list(prompts), generator=generators, output_type="pt", **generation.call_arguments())
     return out.images.float().cpu()
 
 

@@ -52,9 +52,7 @@ def read_geneval_prompts(path: str | Path) -> list[dict[str, Any]]:
     rows = _lines(Path(path))
     for number, row in enumerate(rows, 1):
         if not {"tag", "prompt", "include"} <= row.keys():
-            raise UserError(
-                f"{path}, line {number} is not a GenEval prompt: it needs tag, prompt and include"
-            )
+            raise UserError(f"{path}, line {number} is not a GenEval prompt: it needs tag, prompt and include")
     return rows
 
 

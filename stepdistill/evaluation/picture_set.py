@@ -62,11 +62,7 @@ class PictureSet:
         if self.painter is not None:
             self._draw({record.index for record in missing if not self.store.has_picture(record)})
         table.compute(
-            self.records(),
-            self.store.open,
-            batch_size=self.batch_size,
-            group=self.group,
-            progress=self.progress,
+            self.records(), self.store.open, batch_size=self.batch_size, group=self.group, progress=self.progress
         )
         if self.group.is_main:
             table.merge(list(self.store.records().values()))

@@ -80,9 +80,7 @@ class PictureStore:
             picture.save(draft, format=self.file_format, **options)
             content = draft.read_bytes()
             os.replace(draft, path)
-            lines.append(
-                PictureRecord(**record, file=name, bytes=len(content), digest=content_digest(content))
-            )
+            lines.append(PictureRecord(**record, file=name, bytes=len(content), digest=content_digest(content)))
         first, last = lines[0].index, lines[-1].index
         write_manifest(self.parts / f"{first:06d}-{last:06d}.jsonl", lines)
 
@@ -118,10 +116,7 @@ def read_manifest(path: Path) -> list[PictureRecord]:
     """The records of a manifest; unknown keys are ignored."""
     known = {field.name for field in fields(PictureRecord)}
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [
-        PictureRecord(**{key: value for key, value in json.loads(line).items() if key in known})
-        for line in lines
-    ]
+    return [PictureRecord(**{key: value for key, value in json.loads(line).items() if key in known}) for line in lines]
 
 
 def write_manifest(path: Path, records: Iterable[PictureRecord]) -> None:

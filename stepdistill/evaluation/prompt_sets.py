@@ -68,9 +68,7 @@ def load_prompt_set(
         found = _emoji_captions()
     else:
         found = _joined([_read(path, column) for path in _files(protocol, source)])
-    available = (
-        len(found) if source is not None and limit is not None else min(protocol.num_prompts, len(found))
-    )
+    available = len(found) if source is not None and limit is not None else min(protocol.num_prompts, len(found))
     if limit is not None and limit > available:
         raise UserError(f"--limit {limit}: there are only {available} prompts")
     return found.first(limit or available)

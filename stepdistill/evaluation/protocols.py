@@ -58,9 +58,7 @@ class Protocol:
             reference: digest of the reference, for metrics that have one.
         """
         record = {name: value for name, value in self._record().items() if name not in ("variants", "name")}
-        return record_hash(
-            record | {"variant": variant, "drawn_prompts": prompts, "reference_digest": reference}
-        )
+        return record_hash(record | {"variant": variant, "drawn_prompts": prompts, "reference_digest": reference})
 
     def variant(self, metric: str) -> str | None:
         """The variant a metric's name stands for, or None if the protocol defines none."""
@@ -178,14 +176,7 @@ _ALL = (
             ("caption_coverage", "emoji-coverage"),
             ("cosine_diversity", "diversity/emoji-clip"),
         ),
-        metrics=(
-            "frechet_distance",
-            "kid",
-            "clip",
-            "prompt_accuracy",
-            "background_error",
-            "background_imbalance",
-        ),
+        metrics=("frechet_distance", "kid", "clip", "prompt_accuracy", "background_error", "background_imbalance"),
         sampler_search=250,
         reference="the real scenes that the captions were drawn from",
         source="the embedded problem",

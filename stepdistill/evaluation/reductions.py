@@ -126,9 +126,7 @@ def kernel(columns: Columns, name: str, reference: Reference | None) -> dict[str
 
 def neighbours(columns: Columns, name: str, reference: Reference | None) -> dict[str, Reduced]:
     """Precision, recall, density and coverage with the fifth neighbour; no standard errors."""
-    found = precision_recall_density_coverage(
-        required_features(reference, name), columns.values["features"], k=5
-    )
+    found = precision_recall_density_coverage(required_features(reference, name), columns.values["features"], k=5)
     return {each: Reduced(Estimate(float(value))) for each, value in found._asdict().items()}
 
 

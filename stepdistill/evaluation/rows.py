@@ -60,9 +60,7 @@ class Teacher:
         """The teacher at a number of steps, by default with its own sampler."""
         call = {"num_inference_steps": steps, "guidance_scale": self.guidance_scale, **self.arguments}
         source = Source(self.source, name=f"teacher {steps_in_words(steps)}", kind="teacher")
-        return describe(
-            self.pipeline, call, source, scheduler=scheduler, sampler=sampler, autocast=self.autocast
-        )
+        return describe(self.pipeline, call, source, scheduler=scheduler, sampler=sampler, autocast=self.autocast)
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,7 @@ class RunEvaluation:
             teacher: folder of the teacher's full row; None for that row and for the floor.
         """
         has_reference = self.options.reference is not None or self.protocol.is_embedded
-        names, protocol = chosen_metrics(
-            self.metrics, self.protocol, has_reference=has_reference, has_teacher=False
-        )
+        names, protocol = chosen_metrics(self.metrics, self.protocol, has_reference=has_reference, has_teacher=False)
         to_teacher = distance_to_teacher(protocol)
         if teacher is None:
             names = [name for name in names if metric_named(name).compared_with != "teacher"]

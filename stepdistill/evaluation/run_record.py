@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stepdistill.errors import UserError
-from stepdistill.evaluation.document import (
-    RESULTS_NAME,
-    CostRecord,
-    ModelRecord,
-    Number,
-    ResultRow,
-    RunResults,
-)
+from stepdistill.evaluation.document import RESULTS_NAME, CostRecord, ModelRecord, Number, ResultRow, RunResults
 from stepdistill.evaluation.picture_store import PictureRecord, write_text
 from stepdistill.evaluation.processes import ProcessGroup
 from stepdistill.evaluation.prompt_sets import PromptSet
@@ -41,11 +34,7 @@ def run_document(
     prompts = [record for record in records if record.sample == 0]
     return RunResults(
         protocol=protocol.to_json(),
-        prompts={
-            "digest": prompts_digest(records),
-            "n": len(prompts),
-            "first": [each.prompt for each in prompts[:3]],
-        },
+        prompts={"digest": prompts_digest(records), "n": len(prompts), "first": [each.prompt for each in prompts[:3]]},
         pictures=pictures_record(records),
         seeds={
             "protocol_seed": protocol.seed,
@@ -66,9 +55,7 @@ def earlier_numbers(out: Path, records: Sequence[PictureRecord]) -> dict[str, Nu
     if not path.is_file():
         return {}
     earlier = RunResults.read(path)
-    is_same = earlier.pictures == pictures_record(records) and earlier.prompts["digest"] == prompts_digest(
-        records
-    )
+    is_same = earlier.pictures == pictures_record(records) and earlier.prompts["digest"] == prompts_digest(records)
     return earlier.metrics if is_same else {}
 
 
@@ -116,14 +103,10 @@ def claim(out: Path, identity: Mapping[str, Any], group: ProcessGroup, *, overwr
             try:
                 write_text(path, json.dumps(identity, indent=1) + "\n")
             except OSError as error:
-                raise UserError(
-                    f"cannot write to '{out}': {error.strerror or error}; give another --out"
-                ) from error
+                raise UserError(f"cannot write to '{out}': {error.strerror or error}; give another --out") from error
     group.barrier()
     if changed := _changes(path, identity):
-        raise UserError(
-            f"'{out}' has pictures of another run ({', '.join(changed)} changed); give another --out"
-        )
+        raise UserError(f"'{out}' has pictures of another run ({', '.join(changed)} changed); give another --out")
 
 
 def _changes(path: Path, identity: Mapping[str, Any]) -> list[str]:

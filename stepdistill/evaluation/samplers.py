@@ -29,9 +29,7 @@ def stock_samplers(pipe: DiffusionPipeline) -> dict[str, Any]:
         "Euler linspace": EulerDiscreteScheduler.from_config(config, timestep_spacing="linspace"),
         "DDIM trailing": DDIMScheduler.from_config(config, **trailing),
         "DPM-Solver++": DPMSolverMultistepScheduler.from_config(config, **trailing, **solver),
-        "DPM-Solver++ Karras": DPMSolverMultistepScheduler.from_config(
-            config, use_karras_sigmas=True, **solver
-        ),
+        "DPM-Solver++ Karras": DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True, **solver),
     }
 
 

@@ -79,9 +79,7 @@ def open_source(source: Source, device: torch.device) -> Drawn:
     call = call | {key: value for key, value in given.items() if value is not None} | dict(source.arguments)
     if source.steps is not None:  # the export's grid has the export's number of steps
         call = {
-            key: value
-            for key, value in call.items()
-            if key not in ("timesteps", "sigmas") or key in source.arguments
+            key: value for key, value in call.items() if key not in ("timesteps", "sigmas") or key in source.arguments
         }
     return describe(pipe, call, source)
 

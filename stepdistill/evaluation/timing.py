@@ -108,9 +108,7 @@ def throughput(generation: Generation, prompt: str, rules: CostRules) -> float |
         return None
     prompts, seeds = [prompt] * count, list(range(count))
     generate(generation, prompts, seeds)
-    return count / median(
-        timed_call(generation, prompts, seeds).total for _ in range(rules.throughput_repeats)
-    )
+    return count / median(timed_call(generation, prompts, seeds).total for _ in range(rules.throughput_repeats))
 
 
 def timed_call(generation: Generation, prompts: list[str], seeds: list[int]) -> Timed:

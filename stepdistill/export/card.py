@@ -85,13 +85,9 @@ def code_block(
         absent: missing components that diffusers needs an explicit None for (SD3's T5).
     """
     is_pipeline, has_experts = format == "pipeline", bool(contract.step_adapters)
-    load_lora = (
-        _LOAD_EXPERTS + _LOAD_SCHEDULER + _SWITCH_EXPERTS if has_experts else _LOAD_LORA + _LOAD_SCHEDULER
-    )
+    load_lora = _LOAD_EXPERTS + _LOAD_SCHEDULER + _SWITCH_EXPERTS if has_experts else _LOAD_LORA + _LOAD_SCHEDULER
     template = _LOAD_PIPELINE + ("" if is_pipeline else load_lora) + _SAMPLE
-    base_line = (
-        f"base = {json.dumps(base or PLACEHOLDER_BASE)}  # the teacher: a folder or its name on the hub\n"
-    )
+    base_line = f"base = {json.dumps(base or PLACEHOLDER_BASE)}  # the teacher: a folder or its name on the hub\n"
     return template.format(
         imports=contract.pipeline if is_pipeline else f"{contract.scheduler}, {contract.pipeline}",
         base_line="" if is_pipeline else base_line,
@@ -161,9 +157,7 @@ def render_card(
     )
 
 
-def front_matter(
-    contract: SamplerContract, prompts: Sequence[str], licence: str | None, hub_base: str | None
-) -> str:
+def front_matter(contract: SamplerContract, prompts: Sequence[str], licence: str | None, hub_base: str | None) -> str:
     """Return the YAML front matter for the hub."""
     is_adapter = "pipeline" not in contract.formats
     header: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
@@ -173,19 +167,10 @@ def front_matter(
     if licence is None:
         header["license_name"] = "that-of-the-base-model"
     header["inference"] = {"parameters": {k: v for k, v in contract.call.items() if not isinstance(v, list)}}
-    tags = [
-        "text-to-image",
-        "diffusers",
-        "diffusers-training",
-        "stepdistill",
-        "few-step",
-        contract.method.lower(),
-    ]
+    tags = ["text-to-image", "diffusers", "diffusers-training", "stepdistill", "few-step", contract.method.lower()]
     header["tags"] = tags + (["lora", "template:sd-lora"] if is_adapter else [])
     if prompts:
-        header["widget"] = [
-            {"text": prompt, "output": {"url": f"images/{i}.png"}} for i, prompt in enumerate(prompts)
-        ]
+        header["widget"] = [{"text": prompt, "output": {"url": f"images/{i}.png"}} for i, prompt in enumerate(prompts)]
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000).strip()
 
 

@@ -31,20 +31,14 @@ def step_adapters(experts: Mapping[str, Denoiser], sampler: StudentSampler) -> l
     if len(experts) == 1:
         return []
     if any(expert.adapter is None for expert in experts.values()):
-        raise UserError(
-            "full-copy experts cannot be exported to a stock pipeline; train with roles.mode=shared"
-        )
+        raise UserError("full-copy experts cannot be exported to a stock pipeline; train with roles.mode=shared")
     names = {id(expert): name for name, expert in experts.items()}
     first = next(iter(experts.values()))
     return [names[id(first.at(t))] for t in sampler.times]
 
 
 def save_experts(
-    experts: Mapping[str, Denoiser],
-    component: str,
-    folder: Path,
-    header: Mapping[str, str],
-    dtype: torch.dtype,
+    experts: Mapping[str, Denoiser], component: str, folder: Path, header: Mapping[str, str], dtype: torch.dtype
 ) -> None:
     """Write `<name>.safetensors` for each expert."""
     for name, expert in experts.items():

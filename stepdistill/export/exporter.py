@@ -32,14 +32,7 @@ from stepdistill.export.contract import (
 )
 from stepdistill.export.experts import expert_names, save_experts, step_adapters
 from stepdistill.export.folder import partial_folder
-from stepdistill.export.gate import (
-    ExportError,
-    compare,
-    fresh_images,
-    gate_blocks,
-    same_arithmetic,
-    trainer_images,
-)
+from stepdistill.export.gate import ExportError, compare, fresh_images, gate_blocks, same_arithmetic, trainer_images
 from stepdistill.export.lora import file_header, lora_layers, save_diffusers_lora, save_kohya_lora
 from stepdistill.export.pipelines import absent_parts, save_pipeline, save_teacher
 
@@ -126,9 +119,7 @@ class Exporter:
             UserError: a format is unknown.
         """
         if unknown := set(self.formats) - set(get_args(Format)):
-            raise UserError(
-                f"unknown export format '{unknown.pop()}'; choose from {', '.join(get_args(Format))}"
-            )
+            raise UserError(f"unknown export format '{unknown.pop()}'; choose from {', '.join(get_args(Format))}")
         if len(self.experts) > 1:
             return ("diffusers",)
         if self.student.adapter is None:
@@ -173,9 +164,7 @@ class Exporter:
             dtype=str(self.stored_dtype).removeprefix("torch."),
             formats=list(self.written_formats),
             versions=package_versions(),
-            recipe_hash=None
-            if self.recipe is None
-            else hashlib.sha256(self.recipe.encode()).hexdigest()[:16],
+            recipe_hash=None if self.recipe is None else hashlib.sha256(self.recipe.encode()).hexdigest()[:16],
         )
 
     def write_weights(self, contract: SamplerContract, partial: Path) -> None:
@@ -242,9 +231,7 @@ class Exporter:
         )
         (partial / CARD_NAME).write_text(text)
 
-    def run_gate(
-        self, contract: SamplerContract, partial: Path, reference: Images
-    ) -> dict[str, Verification]:
+    def run_gate(self, contract: SamplerContract, partial: Path, reference: Images) -> dict[str, Verification]:
         """Run the card's code in a fresh process for each format and compare the images.
 
         Raises:
@@ -252,9 +239,7 @@ class Exporter:
         """
         blocks = gate_blocks(contract, (partial / CARD_NAME).read_text())
         with tempfile.TemporaryDirectory(prefix="stepdistill-base-") as scratch:
-            base = self.base or (
-                save_teacher(self.student, Path(scratch)) if set(blocks) - {"pipeline"} else ""
-            )
+            base = self.base or (save_teacher(self.student, Path(scratch)) if set(blocks) - {"pipeline"} else "")
             base = str(Path(base).resolve()) if Path(base).is_dir() else base
             images = fresh_images(blocks, self.prompts[:MAX_PROMPTS], partial, base, self.student.device)
         teacher: Any = self.distiller.teacher

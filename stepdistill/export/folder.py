@@ -38,9 +38,7 @@ def partial_folder(folder: Path) -> Iterator[Path]:
             partial.rename(failed)
         raise ExportError(f"{error}; the files are kept in '{failed}', '{folder}' is unchanged") from None
     except (OSError, SafetensorError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        )
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise UserError(
             f"cannot write the export '{folder}': {reason}; free some space or choose a writable folder"
         ) from error

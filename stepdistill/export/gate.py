@@ -58,10 +58,7 @@ class PipelineNoise:
 
 @torch.no_grad()
 def trainer_images(
-    student: PipelineDenoiser,
-    sampler: StudentSampler,
-    prompts: Sequence[str],
-    size: tuple[int, int] | None = None,
+    student: PipelineDenoiser, sampler: StudentSampler, prompts: Sequence[str], size: tuple[int, int] | None = None
 ) -> Images:
     """Return the student's images by the trainer's rollout, one per prompt; image i uses seed i."""
     height, width = size or (None, None)
@@ -98,9 +95,7 @@ def fresh_images(
         if device.type != "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         command = [sys.executable, str(Path(__file__).with_name("reload.py")), str(job_path)]
-        done = subprocess.run(
-            command, cwd=scratch, env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise ExportError(f"the code of '{folder}/README.md' fails in a fresh process: {reason}")
@@ -114,9 +109,7 @@ def gate_blocks(contract: SamplerContract, card: str) -> dict[str, str]:
     if set(contract.formats) - {"pipeline"}:
         lora = found.pop(0)
         kohya = lora.replace(DIFFUSERS_NAME, contract.kohya_name)
-        blocks = {
-            kind: {"diffusers": lora, "kohya": kohya}[kind] for kind in contract.formats if kind != "pipeline"
-        }
+        blocks = {kind: {"diffusers": lora, "kohya": kohya}[kind] for kind in contract.formats if kind != "pipeline"}
     if "pipeline" in contract.formats:
         blocks["pipeline"] = found.pop(0)
     return blocks
@@ -158,9 +151,7 @@ def compare(
     tolerance = min(max(size * part, lowest), highest)
     checks = {}
     for name, made in images.items():
-        difference = (
-            torch.full((1,), torch.inf) if made.shape != reference.shape else (made - reference).abs()
-        )
+        difference = torch.full((1,), torch.inf) if made.shape != reference.shape else (made - reference).abs()
         checks[name] = Verification(
             max_difference=difference.max().item(),
             mean_difference=difference.mean().item(),

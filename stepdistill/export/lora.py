@@ -54,9 +54,7 @@ def lora_layers(network: nn.Module, adapter: str, dtype: torch.dtype = torch.flo
             raise UserError(
                 f"'{name}' has a DoRA or a biased LoRA, which kohya files cannot represent; train a plain LoRA"
             )
-        down, up = (
-            side[adapter].get_parameter("weight").detach().cpu() for side in (module.lora_A, module.lora_B)
-        )
+        down, up = (side[adapter].get_parameter("weight").detach().cpu() for side in (module.lora_A, module.lora_B))
         # W' = W + s B A with s = alpha / r: fold s into B, in float32 before rounding to `dtype`.
         baked = up.float() * module.scaling[adapter]
         layers[name] = LoraLayer(down=down.to(dtype).contiguous(), up=baked.to(dtype).contiguous())
@@ -121,15 +119,11 @@ def save_diffusers_lora(
     """Write the LoRA file for diffusers."""
     metadata = json.dumps(adapter_metadata(layers, component), indent=2, sort_keys=True)
     save_file(
-        diffusers_tensors(layers, component),
-        path,
-        {"format": "pt", **header, "lora_adapter_metadata": metadata},
+        diffusers_tensors(layers, component), path, {"format": "pt", **header, "lora_adapter_metadata": metadata}
     )
 
 
-def save_kohya_lora(
-    layers: Mapping[str, LoraLayer], component: str, path: Path, header: Mapping[str, str]
-) -> None:
+def save_kohya_lora(layers: Mapping[str, LoraLayer], component: str, path: Path, header: Mapping[str, str]) -> None:
     """Write the LoRA file for ComfyUI, A1111 and Forge."""
     ranks = [layer.rank for layer in layers.values()]
     common = str(max(set(ranks), key=ranks.count))

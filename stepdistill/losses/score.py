@@ -68,9 +68,7 @@ def surrogate_loss(x: Latents, gradient: Latents) -> Tensor:
     return 0.5 * (x - x.detach() + gradient.detach()).square().mean()
 
 
-def denoising_error(
-    schedule: NoiseSchedule, prediction: Prediction, estimate: Denoised, target: Latents
-) -> Times:
+def denoising_error(schedule: NoiseSchedule, prediction: Prediction, estimate: Denoised, target: Latents) -> Times:
     """Squared error of a denoiser in a prediction's space, averaged over each sample.
 
     `target` is `conditional_target(schedule, x_s, eps, s, t, prediction)`; s = None for generated or real

@@ -106,9 +106,7 @@ class FrechetDistance(Accumulator):
                 )
             shift = reference.mean if shift is None else shift
         if num_features is None:
-            raise ValueError(
-                "FrechetDistance needs num_features=... unless the extractor is a FeatureNetwork"
-            )
+            raise ValueError("FrechetDistance needs num_features=... unless the extractor is a FeatureNetwork")
         shift = 0.0 if shift is None else shift
         self.shift = torch.as_tensor(shift, dtype=torch.float64).expand(num_features)
         for side in ("fake",) if reference is not None else ("real", "fake"):
@@ -133,9 +131,7 @@ class FrechetDistance(Accumulator):
         fake = self._stats("fake")
         real = self._stats("real") if self.reference is None else self.reference
         if fake.n < 2 or (real.n is not None and real.n < 2):
-            raise ValueError(
-                f"a Frechet distance needs two samples a side, got {real.n} real and {fake.n} generated"
-            )
+            raise ValueError(f"a Frechet distance needs two samples a side, got {real.n} real and {fake.n} generated")
         warn_if_too_few(fake.n if real.n is None else min(real.n, fake.n), len(self.shift))
         moments = (each.cpu() for each in (real.mean, real.cov, fake.mean, fake.cov))
         return torch.tensor(frechet_distance(*moments), dtype=torch.float64)
@@ -209,9 +205,7 @@ class PrecisionRecall(FeatureSets):
 
     higher_is_better = True
 
-    def __init__(
-        self, extractor: Extractor | None = None, *, k: int = 5, by_matmul: bool | None = None
-    ) -> None:
+    def __init__(self, extractor: Extractor | None = None, *, k: int = 5, by_matmul: bool | None = None) -> None:
         super().__init__(extractor)
         self.k, self.by_matmul = k, by_matmul
 

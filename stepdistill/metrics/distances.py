@@ -117,9 +117,7 @@ def frechet_distance_of_features(features1: Tensor, features2: Tensor) -> float:
 def warn_if_too_few(n: int, d: int) -> None:
     """Warn that a Frechet distance of `n` samples in `d` dimensions is biased if n <= d."""
     if n <= d:
-        warnings.warn(
-            f"Frechet distance from {n} samples of {d} features is biased: use more samples", stacklevel=3
-        )
+        warnings.warn(f"Frechet distance from {n} samples of {d} features is biased: use more samples", stacklevel=3)
 
 
 def kernel_distance(
@@ -192,9 +190,7 @@ def kernel_distance_of_subsets(
     return SubsetEstimate(float(values.mean()), float(values.std(correction=0)))
 
 
-def gaussian_kernel_distance(
-    features1: Tensor, features2: Tensor, *, sigma: float = 10.0, block: int = 4096
-) -> float:
+def gaussian_kernel_distance(features1: Tensor, features2: Tensor, *, sigma: float = 10.0, block: int = 4096) -> float:
     """Biased MMD^2 under the kernel `exp(-|x - y|^2 / (2 sigma^2))`, over all pairs: never negative, zero for equal sets.
 
     >>> x = torch.zeros(2, 1); y = torch.full((3, 1), 2.0)

@@ -57,11 +57,7 @@ class PromptDiversity(NamedMeans):
     """
 
     def __init__(
-        self,
-        *,
-        lpips: LPIPS | None = None,
-        features: FeatureNetwork | None = None,
-        side: int | None = None,
+        self, *, lpips: LPIPS | None = None, features: FeatureNetwork | None = None, side: int | None = None
     ) -> None:
         if lpips is None and features is None:
             raise ValueError("PromptDiversity needs lpips=... or features=..., or both")

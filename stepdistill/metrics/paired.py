@@ -11,10 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from stepdistill.metrics.accumulators import NamedMeans
 from stepdistill.metrics.networks.base import FeatureNetwork, single_precision
@@ -59,9 +56,7 @@ class PairedSimilarity(NamedMeans):
     def update(self, images: Images, references: Images) -> None:
         """Add images in [0, 1] and their references, both (B, 3, H, W)."""
         if images.shape != references.shape:
-            raise ValueError(
-                f"images {tuple(images.shape)} and references {tuple(references.shape)} do not pair up"
-            )
+            raise ValueError(f"images {tuple(images.shape)} and references {tuple(references.shape)} do not pair up")
         values = [psnr(images, references), ssim(images, references)]
         if self.lpips is not None:
             with single_precision(images.device.type):

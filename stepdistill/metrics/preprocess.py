@@ -108,11 +108,7 @@ def centre_crop(picture: Image.Image, size: int, *, offset: Offset = "round") ->
 
 
 def square(
-    picture: Image.Image,
-    size: int,
-    *,
-    resample: Image.Resampling = Image.Resampling.LANCZOS,
-    offset: Offset = "round",
+    picture: Image.Image, size: int, *, resample: Image.Resampling = Image.Resampling.LANCZOS, offset: Offset = "round"
 ) -> Image.Image:
     """Crop the centre square and resize it with PIL to `size` x `size`, in 8 bits.
 
@@ -166,9 +162,7 @@ def pil_bicubic(images: Tensor, size: int) -> Tensor:
     return stacked.clamp(0, 255).unflatten(0, images.shape[:2]).to(images.device)
 
 
-def torch_resize(
-    images: Tensor, size: int, *, mode: Literal["bilinear", "bicubic"], antialias: bool
-) -> Tensor:
+def torch_resize(images: Tensor, size: int, *, mode: Literal["bilinear", "bicubic"], antialias: bool) -> Tensor:
     """Resize with `F.interpolate`, half-pixel centres. Bicubic overshoots are kept."""
     return F.interpolate(images.float(), (size, size), mode=mode, antialias=antialias, align_corners=False)
 

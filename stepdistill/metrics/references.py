@@ -178,9 +178,7 @@ def load_reference_features(path: str | Path) -> Tensor:
     file = _existing(path)
     record = _read_npz(file)
     if "feats" not in record:
-        raise UserError(
-            f"{file} holds {', '.join(sorted(record)) or 'nothing'}, not the feats of a KID reference"
-        )
+        raise UserError(f"{file} holds {', '.join(sorted(record)) or 'nothing'}, not the feats of a KID reference")
     return torch.from_numpy(record["feats"])
 
 

@@ -48,9 +48,7 @@ class AutoencoderStage(Stage):
         latents = posterior.mean + posterior.std * noise
         output = self.vae.decode(latents).sample.float()
         error = (output - images).abs().mean() + F.mse_loss(output, images)
-        edge = self.edge_error(output, images) + self.edge_error(
-            F.avg_pool2d(output, 2), F.avg_pool2d(images, 2)
-        )
+        edge = self.edge_error(output, images) + self.edge_error(F.avg_pool2d(output, 2), F.avg_pool2d(images, 2))
         kl = posterior.kl().mean()
         l1 = (output - images).abs().mean()
         logs = {"l1": l1, "edge": edge, "kl": kl, "latent_std": posterior.mean.std()}

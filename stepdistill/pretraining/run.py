@@ -34,12 +34,7 @@ from stepdistill.training.optim import decay_factor
 
 logger = logging.getLogger(__name__)
 
-STAGES = {
-    "autoencoder": AutoencoderStage,
-    "clip": ClipStage,
-    "sd": StableDiffusionStage,
-    "sd3": StableDiffusion3Stage,
-}
+STAGES = {"autoencoder": AutoencoderStage, "clip": ClipStage, "sd": StableDiffusionStage, "sd3": StableDiffusion3Stage}
 
 
 class Pretrainer:
@@ -67,9 +62,7 @@ class Pretrainer:
             return
         tensors, state = load_checkpoint(folder)
         if tensors.keys() != {"networks", "ema", *self.optimizers}:
-            raise UserError(
-                f"'{folder}' was trained with another train.optimizer; change it back or set output_dir"
-            )
+            raise UserError(f"'{folder}' was trained with another train.optimizer; change it back or set output_dir")
         self.stage.networks.load_state_dict(tensors["networks"])
         for name, optimizer in self.optimizers.items():
             load_optimizer_tensors(optimizer, tensors[name])

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,9 +65,7 @@ def projected_tower(clip_folder: Path) -> CLIPTextModelWithProjection:
     config.projection_dim = clip.config.projection_dim
     tower = CLIPTextModelWithProjection(config)
     weights = {f"text_model.{name}": value for name, value in clip.text_model.state_dict().items()}
-    tower.load_state_dict(
-        {**weights, "text_projection.weight": clip.text_projection.weight.detach()}, strict=False
-    )
+    tower.load_state_dict({**weights, "text_projection.weight": clip.text_projection.weight.detach()}, strict=False)
     return tower
 
 

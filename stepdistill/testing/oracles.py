@@ -199,6 +199,4 @@ class MixtureTeacher(Denoiser):
 
 
 def _sample_shaped(value: float | Tensor) -> Tensor:
-    return torch.atleast_1d(
-        torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float32)
-    )
+    return torch.atleast_1d(torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float32))

@@ -16,9 +16,7 @@ from stepdistill.testing.prompts import Prompts
 from stepdistill.typing import Latents, Times
 
 
-def gaussian_posterior(
-    x_t: Latents, alpha: Times, sigma: Times, mean: Tensor, std: Tensor
-) -> tuple[Latents, Latents]:
+def gaussian_posterior(x_t: Latents, alpha: Times, sigma: Times, mean: Tensor, std: Tensor) -> tuple[Latents, Latents]:
     """Return (x0, eps) of Gaussian data N(mean, std^2) at x_t, without dividing by alpha or sigma.
 
     >>> half, zero, one = torch.tensor([0.5]), torch.zeros(1), torch.ones(1)
@@ -70,13 +68,7 @@ class GaussianDenoiser(ToyDenoiser):
     """The exact denoiser of a Gaussian with learnable mean and log std: a fake score without model error."""
 
     def __init__(
-        self,
-        mean: Tensor,
-        std: Tensor,
-        schedule: NoiseSchedule,
-        *,
-        prompts: Prompts,
-        prediction: Prediction = "v",
+        self, mean: Tensor, std: Tensor, schedule: NoiseSchedule, *, prompts: Prompts, prediction: Prediction = "v"
     ) -> None:
         super().__init__(mean.shape, schedule, prediction, prompts)
         self.mean = nn.Parameter(mean.clone())
@@ -94,9 +86,7 @@ class MLP(nn.Module):
     def __init__(self, size: int, cond_dim: int, width: int, depth: int) -> None:
         super().__init__()
         self.inputs = nn.Linear(size + 3 + cond_dim, width)
-        self.hidden = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Linear(width, width)) for _ in range(depth - 1)
-        )
+        self.hidden = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width)) for _ in range(depth - 1))
         self.outputs = nn.Sequential(nn.SiLU(), nn.Linear(width, size))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:

@@ -40,8 +40,7 @@ def save_checkpoint(
         draft.mkdir(parents=True)
         for name, group in tensors.items():
             save_file(
-                {key: value.detach().cpu().contiguous() for key, value in group.items()},
-                draft / f"{name}.safetensors",
+                {key: value.detach().cpu().contiguous() for key, value in group.items()}, draft / f"{name}.safetensors"
             )
         (draft / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
         if final.exists():

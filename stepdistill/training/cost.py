@@ -45,11 +45,7 @@ class CostMeter:
 
     def state(self) -> dict[str, float]:
         """Return the counters, for a checkpoint."""
-        return {
-            "num_passes": self.num_passes,
-            "seconds": self.seconds,
-            "peak_memory_mib": self.peak_memory_mib,
-        }
+        return {"num_passes": self.num_passes, "seconds": self.seconds, "peak_memory_mib": self.peak_memory_mib}
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Load the result of `state`."""

@@ -21,9 +21,7 @@ def training_device(config: TrainConfig) -> torch.device:
         UserError: the requested device is not available.
     """
     if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"train.device={config.device}, but torch sees no CUDA device; use train.device=cpu or auto"
-        )
+        raise UserError(f"train.device={config.device}, but torch sees no CUDA device; use train.device=cpu or auto")
     return PartialState(cpu=is_on_cpu(config)).device or torch.device("cpu")
 
 

@@ -46,8 +46,7 @@ class PictureScorer:
         """Numbers by name; `clip_score` for the CLIP score."""
         assignment = Assignment(PromptSet.of(prompts))
         records = [
-            PictureRecord(**assignment.record(index), file="", bytes=0, digest="")
-            for index in range(len(prompts))
+            PictureRecord(**assignment.record(index), file="", bytes=0, digest="") for index in range(len(prompts))
         ]
         pictures = to_pictures(images)
         with torch.no_grad():
@@ -143,9 +142,7 @@ def evaluate_run(distiller: Distiller, recipe: Recipe, evaluation: RunEvaluation
     return sized.run(full, student_rows(distiller, recipe, autocast=autocast))
 
 
-def student_rows(
-    distiller: Distiller, recipe: Recipe, *, autocast: torch.dtype = torch.float32
-) -> list[Drawn]:
+def student_rows(distiller: Distiller, recipe: Recipe, *, autocast: torch.dtype = torch.float32) -> list[Drawn]:
     """The student at each number of steps the recipe evaluates, on one pipeline.
 
     Raises:

@@ -30,9 +30,7 @@ def build_optimizer(
     if not config.use_8bit_adam:
         return torch.optim.AdamW(parameters, fused=True, **options)
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "train.use_8bit_adam needs bitsandbytes: pip install 'stepdistill[quant]', or set it to false"
-        )
+        raise UserError("train.use_8bit_adam needs bitsandbytes: pip install 'stepdistill[quant]', or set it to false")
     import bitsandbytes  # pyright: ignore[reportMissingImports] - an extra
 
     return bitsandbytes.optim.AdamW8bit(parameters, **options)

@@ -30,9 +30,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     is_held = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
-    flat = torch.cat(
-        [gradient.flatten().float() for gradient in gradients] + [is_held.to(gradients[0].device)]
-    )
+    flat = torch.cat([gradient.flatten().float() for gradient in gradients] + [is_held.to(gradients[0].device)])
     dist.all_reduce(flat)
     # Read from the device only if a gradient is missing here; otherwise every count is known to be positive.
     counts = is_held if bool(is_held.all()) else flat[-len(parameters) :].cpu()

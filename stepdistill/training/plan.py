@@ -80,9 +80,7 @@ class NetworkShapes:
             UserError: no layer has a target's name.
         """
         targets = tuple(roles.target_modules or self.lora_targets)
-        layers = {
-            name.removesuffix(".weight"): shape for name, shape in self.weights.items() if len(shape) > 1
-        }
+        layers = {name.removesuffix(".weight"): shape for name, shape in self.weights.items() if len(shape) > 1}
         shapes = [
             shape
             for name, shape in layers.items()

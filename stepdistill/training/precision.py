@@ -26,9 +26,7 @@ class PlainAttentionWhereShort(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention:
-            query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[
-                :3
-            ]
+            query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[:3]
             is_differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
             if is_differentiated and query.shape[-2] <= SHORT:
                 with sdpa_kernel(SDPBackend.MATH):

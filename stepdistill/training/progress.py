@@ -11,14 +11,7 @@ from types import TracebackType
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 def peak_memory_gib() -> float:
@@ -76,8 +69,6 @@ class TrainingProgress:
     def show(self, means: Mapping[str, float]) -> None:
         """Show the latest losses and the memory beside the bar."""
         losses = [
-            f"{name.removeprefix('loss/')} {value:.3g}"
-            for name, value in means.items()
-            if name.startswith("loss/")
+            f"{name.removeprefix('loss/')} {value:.3g}" for name, value in means.items() if name.startswith("loss/")
         ]
         self._bar.update(self._task, note="  ".join([f"{peak_memory_gib():.1f} GiB", *losses]))

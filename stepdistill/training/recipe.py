@@ -36,9 +36,7 @@ class ModelConfig(Section):
     """The teacher."""
 
     pretrained_model_name_or_path: str = Field(description="folder or hub id of a diffusers pipeline")
-    dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="precision of the frozen weights"
-    )
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="precision of the frozen weights")
     prompt_arguments: dict[str, Any] = Field(
         default_factory=dict,
         description="pipeline call arguments that affect the prompt embedding: clip_skip, max_sequence_length (SD3)",
@@ -60,12 +58,9 @@ class DataConfig(Section):
     num_images: int | None = Field(default=None, ge=1, description="maximal number of images")
     negative_prompt: str = Field(default="", description="negative prompt of guidance")
     pairs: PairsConfig = Field(
-        default=PairsConfig(),
-        description="teacher images of known noises, for methods that regress to them",
+        default=PairsConfig(), description="teacher images of known noises, for methods that regress to them"
     )
-    cache_dir: str | None = Field(
-        default=None, description="folder for cached embeddings and latents; null: no cache"
-    )
+    cache_dir: str | None = Field(default=None, description="folder for cached embeddings and latents; null: no cache")
 
 
 class TrainConfig(Section):
@@ -84,9 +79,7 @@ class TrainConfig(Section):
     )
     train_batch_size: int = Field(default=1, ge=1, description="samples per process and micro-batch")
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    max_train_steps: int = Field(
-        default=1000, ge=1, description="iterations; the critics are updated in each"
-    )
+    max_train_steps: int = Field(default=1000, ge=1, description="iterations; the critics are updated in each")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_weight_decay: float = Field(default=0.0, ge=0)
@@ -94,10 +87,7 @@ class TrainConfig(Section):
     use_8bit_adam: bool = Field(default=False, description="needs the extra [quant]")
     max_grad_norm: float = Field(default=10.0, gt=0, description="gradient clipping norm, per player")
     ema_decay: float = Field(
-        default=0.999,
-        ge=0,
-        lt=1,
-        description="decay of the averaged student, which is validated and exported; 0: off",
+        default=0.999, ge=0, lt=1, description="decay of the averaged student, which is validated and exported; 0: off"
     )
     mixed_precision: Annotated[Literal["auto", "no", "bf16"], BeforeValidator(no_in_words)] = Field(
         default="auto", description="auto: bf16 on devices with native bf16 (GPUs, few CPUs)"
@@ -124,27 +114,20 @@ class ValidationConfig(Section):
     """Validation during training and evaluation at the end."""
 
     prompts: list[str] = Field(default_factory=list, description="empty: the first training prompts")
-    every: int = Field(
-        default=500, ge=1, description="iterations between validations; one runs before the first step"
-    )
+    every: int = Field(default=500, ge=1, description="iterations between validations; one runs before the first step")
     teacher_steps: int = Field(default=50, ge=1)
-    teacher_guidance_scale: float | None = Field(
-        default=None, ge=0, description="null: the method's guidance_scale"
-    )
+    teacher_guidance_scale: float | None = Field(default=None, ge=0, description="null: the method's guidance_scale")
     seed: int = 0
     num_scored: int = Field(
         default=0, ge=0, description="pictures scored at each validation (emoji protocol only); 0: off"
     )
     protocol: str | None = Field(
-        default=None,
-        description="protocol of the evaluation; null: emoji for the embedded teachers, else none",
+        default=None, description="protocol of the evaluation; null: emoji for the embedded teachers, else none"
     )
     protocol_prompts: str | None = Field(
         default=None, description="file or folder of the protocol's prompts; null: its own source"
     )
-    reference: str | None = Field(
-        default=None, description="statistics (.npz) or folder of reference pictures"
-    )
+    reference: str | None = Field(default=None, description="statistics (.npz) or folder of reference pictures")
     metrics: list[str] = Field(default_factory=list, description="empty: the protocol's default metrics")
     num_evaluated: int = Field(default=0, ge=0, description="prompts evaluated at the end; 0: no evaluation")
     with_coverage: bool = Field(default=True, description="measure emoji coverage: 512 more pictures per row")
@@ -255,9 +238,7 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     """
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise UserError(
-            f"'{override}' is not an override; write key.sub=value, for example train.max_train_steps=100"
-        )
+        raise UserError(f"'{override}' is not an override; write key.sub=value, for example train.max_train_steps=100")
     *parents, leaf = key.split(".")
     node = document
     for parent in parents:

@@ -72,9 +72,7 @@ def build_teacher(recipe: Recipe) -> Denoiser:
     """Load the frozen teacher of a recipe."""
     model = recipe.model
     return load_teacher(
-        model.pretrained_model_name_or_path,
-        dtype=DTYPES[model.dtype],
-        prompt_arguments=model.prompt_arguments,
+        model.pretrained_model_name_or_path, dtype=DTYPES[model.dtype], prompt_arguments=model.prompt_arguments
     )
 
 
@@ -238,11 +236,7 @@ def load_student_of(
 
 
 def load_student(
-    distiller: Distiller,
-    recipe: Recipe,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    *,
-    averaged: bool = True,
+    distiller: Distiller, recipe: Recipe, tensors: Mapping[str, Mapping[str, Tensor]], *, averaged: bool = True
 ) -> None:
     """Load the student of a checkpoint into a distiller, by default its moving average."""
     for name, student in distiller.students().items():

@@ -38,9 +38,7 @@ class Tracker:
         self._started = time.time()
         self._trackers = [_start_tracker(name, run_dir) for name in report_to]
         if self.file.exists():
-            lines = [
-                line for line in self.file.read_text().splitlines() if json.loads(line)["step"] <= resume_step
-            ]
+            lines = [line for line in self.file.read_text().splitlines() if json.loads(line)["step"] <= resume_step]
             self.file.write_text("".join(line + "\n" for line in lines))
 
     def add(self, prefix: str, values: Mapping[str, Tensor | PerTime]) -> None:

@@ -29,12 +29,7 @@ from stepdistill.training.device import build_accelerator
 from stepdistill.training.ema import EMA
 from stepdistill.training.interrupt import InterruptGuard
 from stepdistill.training.optim import build_optimizer, rate_factor
-from stepdistill.training.parallel import (
-    any_process,
-    average_gradients,
-    barrier,
-    share_of,
-)
+from stepdistill.training.parallel import any_process, average_gradients, barrier, share_of
 from stepdistill.training.precision import attention_kernels
 from stepdistill.training.progress import TrainingProgress
 from stepdistill.training.recipe import TrainConfig, ValidationConfig
@@ -68,17 +63,14 @@ class Trainer:
         self.run_dir = Path(config.output_dir)
         self.accelerator = build_accelerator(config)
         self.device = self.accelerator.device
-        self.data = (
-            data if isinstance(data, TrainingData) else data_from_prompts(distiller.teacher, data)
-        ).to(self.device)
+        self.data = (data if isinstance(data, TrainingData) else data_from_prompts(distiller.teacher, data)).to(
+            self.device
+        )
         for network in (distiller.teacher, *distiller.networks().values()):
             network.to(self.device)
             if config.gradient_checkpointing and isinstance(network, Denoiser):
                 network.enable_gradient_checkpointing()
-        rates = {
-            "student": config.learning_rate,
-            "critic": config.critic_learning_rate or config.learning_rate,
-        }
+        rates = {"student": config.learning_rate, "critic": config.critic_learning_rate or config.learning_rate}
         self.players = distiller.players()
         self.optimizers = {turn: build_optimizer(p, rates[turn], config) for turn, p in self.players.items()}
         self.base_rates = rates
@@ -144,9 +136,7 @@ class Trainer:
         config = self.config
         size = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
         share = share_of(size, self.accelerator.process_index, self.accelerator.num_processes)
-        parts = [
-            share[i : i + config.train_batch_size] for i in range(0, len(share), config.train_batch_size)
-        ]
+        parts = [share[i : i + config.train_batch_size] for i in range(0, len(share), config.train_batch_size)]
         batches = [self.data.batch(seed=config.seed, step=step, indices=part, size=size) for part in parts]
         samples: list[Samples | None] = [None] * len(batches)
         for turn in self.distiller.turns(step):
@@ -248,14 +238,8 @@ class Trainer:
     def save(self, step: int) -> None:
         """Write a checkpoint from the main process."""
         if self.is_main:
-            optimizers = {
-                f"optimizer_{turn}": optimizer_tensors(opt) for turn, opt in self.optimizers.items()
-            }
-            state = {
-                "num_skipped": self.num_skipped,
-                "best_score": self.best_score,
-                "cost": self.cost.state(),
-            }
+            optimizers = {f"optimizer_{turn}": optimizer_tensors(opt) for turn, opt in self.optimizers.items()}
+            state = {"num_skipped": self.num_skipped, "best_score": self.best_score, "cost": self.cost.state()}
             tensors = {**self.distiller.state(), **optimizers, "ema": self.ema.state_dict()}
             save_checkpoint(self.run_dir, step, tensors, state, keep=self.config.checkpoints_total_limit)
         barrier()

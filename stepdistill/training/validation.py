@@ -88,10 +88,7 @@ class Validator:
         if self._teacher is None:
             num_steps = len(self.distiller.sampler().times)
             scale = self.config.teacher_guidance_scale
-            self._teacher = (
-                self._teacher_at(self.config.teacher_steps, scale),
-                self._teacher_at(num_steps, scale),
-            )
+            self._teacher = (self._teacher_at(self.config.teacher_steps, scale), self._teacher_at(num_steps, scale))
         return self._teacher
 
     def endpoint_error(self) -> Tensor:
@@ -109,8 +106,7 @@ class Validator:
     def _teacher_at(self, num_steps: int, scale: float | None) -> Latents:
         teacher = self.distiller.teacher
         guidance = Guidance(
-            self.distiller.config.guidance_scale if scale is None else scale,
-            self.data.uncond.expand(len(self.cond)),
+            self.distiller.config.guidance_scale if scale is None else scale, self.data.uncond.expand(len(self.cond))
         )
         times = teacher.few_step_times(num_steps, "ode")
         return teacher_trajectory(teacher, self._noise("grid", len(self.cond)), self.cond, times, guidance).x0
@@ -120,9 +116,7 @@ class Validator:
         noise, parts = self._noise(purpose, len(cond)), []
         for rows in torch.arange(len(cond), device=noise.device).split(SAMPLE_BATCH):
             rng = self._stream(purpose, rows.tolist())
-            parts.append(
-                sample(self.distiller.student, self.distiller.sampler(), noise[rows], cond[rows], rng)
-            )
+            parts.append(sample(self.distiller.student, self.distiller.sampler(), noise[rows], cond[rows], rng))
         return torch.cat(parts)
 
     def draw_triptych(self, step: int, student: Latents) -> None:
@@ -161,9 +155,7 @@ class Validator:
         return {f"validation/{name}": value for name, value in scores.items()}
 
     def _stream(self, purpose: str, indices: Sequence[int]) -> RandomStream:
-        return RandomStream(self.config.seed, 0, tuple(indices), self.data.device).fork(
-            f"validation/{purpose}"
-        )
+        return RandomStream(self.config.seed, 0, tuple(indices), self.data.device).fork(f"validation/{purpose}")
 
     def _noise(self, purpose: str, count: int) -> Latents:
         return self._stream(purpose, range(count)).normal("noise", self.data.shape)

@@ -50,9 +50,7 @@ def watch_run(
     """
     run_dir, group, distiller = evaluation.options.out, evaluation.group, None
     folder = run_dir / FOLDER
-    for step, checkpoint in new_checkpoints(
-        run_dir, None if is_once else recipe.train.max_train_steps, interval
-    ):
+    for step, checkpoint in new_checkpoints(run_dir, None if is_once else recipe.train.max_train_steps, interval):
         distiller = distiller or build_distiller(recipe)
         if not load_if_there(distiller, recipe, checkpoint):
             continue
@@ -73,9 +71,7 @@ def new_checkpoints(run_dir: Path, last: int | None, interval: float) -> Iterato
     tried: set[int] = set()
     while True:
         tried |= {int(line["step"]) for line in read_lines(run_dir / FOLDER)}
-        found = {
-            int(path.name.removeprefix("step_")): path for path in (run_dir / "checkpoints").glob("step_*")
-        }
+        found = {int(path.name.removeprefix("step_")): path for path in (run_dir / "checkpoints").glob("step_*")}
         new = sorted(set(found) - tried)
         for step in new:
             tried.add(step)

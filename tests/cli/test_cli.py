@@ -122,9 +122,7 @@ def test_empty_prompts_corrupt_parquet_and_unknown_family(
     empty.write_text("\n\n")
     corrupt.write_bytes(b"PAR1 but not really")
     odd.mkdir()
-    (odd / "model_index.json").write_text(
-        '{"_class_name": "KandinskyPipeline", "_diffusers_version": "0.42.1"}'
-    )
+    (odd / "model_index.json").write_text('{"_class_name": "KandinskyPipeline", "_diffusers_version": "0.42.1"}')
     for override, message in {
         f"data.prompts={empty}": "has no prompts",
         f"data.prompts={corrupt}": "not a readable parquet file",
@@ -154,9 +152,7 @@ def test_no_write_permission(capsys: pytest.CaptureFixture[str], recipe: Path, t
     assert (code, "set train.output_dir" in err) == (2, True)
 
 
-def test_dry_run_prints_the_resolved_recipe_and_its_memory(
-    capsys: pytest.CaptureFixture[str], recipe: Path
-) -> None:
+def test_dry_run_prints_the_resolved_recipe_and_its_memory(capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     code, out, _ = run(capsys, "distill", str(recipe), "--dry-run", "train.seed=5")
     assert code == 0
     assert "seed: 5" in out
@@ -168,9 +164,7 @@ def test_json_commands_print_one_document(capsys: pytest.CaptureFixture[str], re
     code, out, _ = run(capsys, "methods", "--json")
     rows = json.loads(out)
     assert code == 0
-    assert {"name", "class", "paper", "family", "requires", "status", "summary", "steps", "passes"} == set(
-        rows[0]
-    )
+    assert {"name", "class", "paper", "family", "requires", "status", "summary", "steps", "passes"} == set(rows[0])
     assert json.loads(run(capsys, "doctor", "--json")[1])["packages"]["torch"]
     estimate = json.loads(run(capsys, "plan", str(recipe), "--json")[1])
     assert estimate["parameters"]["trained_per_player"] > 0
@@ -267,9 +261,7 @@ def scored(capsys: pytest.CaptureFixture[str], teacher: Path, out: Path, *more: 
 
 
 @pytest.mark.slow
-def test_evaluate_a_pipeline_and_compare(
-    capsys: pytest.CaptureFixture[str], teacher: Path, tmp_path: Path
-) -> None:
+def test_evaluate_a_pipeline_and_compare(capsys: pytest.CaptureFixture[str], teacher: Path, tmp_path: Path) -> None:
     code, out, _ = scored(
         capsys, teacher, tmp_path / "two", "--json", "--argument", "height=24", "--argument", "width=24"
     )
@@ -334,9 +326,7 @@ def test_watching_scores_each_checkpoint_once(capsys: pytest.CaptureFixture[str]
     ]
     trainer = build_trainer(load_recipe(recipe, [*settings, "method.student_every=1"]))
     run_dir.mkdir()
-    (run_dir / "recipe.yaml").write_text(
-        recipe.read_text().replace("max_train_steps: 3", "max_train_steps: 2")
-    )
+    (run_dir / "recipe.yaml").write_text(recipe.read_text().replace("max_train_steps: 3", "max_train_steps: 2"))
     trainer.fit()
     words = recipe.parent / "prompts.txt"
     command = ["evaluate", "--watch", str(run_dir), "--once", "--protocol", "partiprompts", "--prompts", str(words),

@@ -42,9 +42,7 @@ def test_a_broken_file_is_computed_again_and_replaced(tmp_path: Path) -> None:
     assert read(tmp_path, {"a": 1}, 3.0) == 2.0
 
 
-def test_a_crash_while_writing_leaves_nothing_to_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_while_writing_leaves_nothing_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(tensors: object, path: Path) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")

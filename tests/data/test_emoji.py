@@ -71,10 +71,7 @@ def test_order_and_number_of_words_matter(world: EmojiWorld) -> None:
     pair = world.answers("handshake light skin tone dark skin tone")
     assert len(pair.glyphs) == 1
     assert len(world.answers("mammal").glyphs) == 66
-    assert {world.names[glyph] for glyph in world.answers("astronaut").glyphs} >= {
-        "astronaut",
-        "woman astronaut",
-    }
+    assert {world.names[glyph] for glyph in world.answers("astronaut").glyphs} >= {"astronaut", "woman astronaut"}
 
 
 def test_backgrounds_are_read_back(world: EmojiWorld) -> None:

@@ -56,9 +56,7 @@ def test_the_centre_is_kept_and_nothing_is_stretched() -> None:
     assert wide.mean((1, 2)).tolist() == pytest.approx([1 / 3] * 3, abs=0.01), "all three thirds are in it"
 
 
-def test_embedded_images_are_scenes_that_no_teacher_and_no_prompt_has(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_embedded_images_are_scenes_that_no_teacher_and_no_prompt_has(monkeypatch: pytest.MonkeyPatch) -> None:
     class World:
         def scenes(self, seed: int, numbers: range) -> tuple[int, range]:
             return seed, numbers

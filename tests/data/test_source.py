@@ -52,9 +52,7 @@ def test_rows_of_a_batch_belong_together() -> None:
         assert torch.equal(batch.latents, batch.latents_cond["tokens"])
         assert batch.pairs is not None
         assert torch.equal(batch.pairs.noise, -batch.pairs.x0)
-        assert torch.equal(batch.pairs.noise % 6, batch.pairs.cond["tokens"]), (
-            "pair i is of prompt i, counted round"
-        )
+        assert torch.equal(batch.pairs.noise % 6, batch.pairs.cond["tokens"]), "pair i is of prompt i, counted round"
 
 
 def test_kept_embeddings_are_those_of_these_encoders(tmp_path: Path) -> None:

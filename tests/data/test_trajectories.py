@@ -28,9 +28,7 @@ class CountedTeacher(GaussianTeacher):
 
 
 def counted() -> CountedTeacher:
-    return CountedTeacher(
-        torch.full((3,), 1.0), 0.5, uncond_mean=0.0, named_means={"b": torch.full((3,), -2.0)}
-    )
+    return CountedTeacher(torch.full((3,), 1.0), 0.5, uncond_mean=0.0, named_means={"b": torch.full((3,), -2.0)})
 
 
 def pairs_of(teacher: Denoiser, folder: Path | None, **options: object) -> TeacherPairs:

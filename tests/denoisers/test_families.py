@@ -26,9 +26,7 @@ def test_shapes_and_estimates_agree(frozen, frozen_state):
     alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (frozen.schedule.alpha, frozen.schedule.sigma))
     torch.testing.assert_close(alpha * out.x0 + sigma * out.eps, x_t, atol=1e-5, rtol=1e-5)
     raw = frozen.forward_network(x_t, t, cond)
-    again = from_x0_eps(
-        frozen.prediction, out.x0, out.eps, frozen.schedule.alpha(t), frozen.schedule.sigma(t)
-    )
+    again = from_x0_eps(frozen.prediction, out.x0, out.eps, frozen.schedule.alpha(t), frozen.schedule.sigma(t))
     torch.testing.assert_close(again, raw, atol=1e-5, rtol=1e-5)
 
 
@@ -112,9 +110,7 @@ def test_features_are_image_activations(family, frozen, frozen_state):
     assert not frozen.network._forward_hooks
 
 
-@pytest.mark.parametrize(
-    "layers", [("transformer_blocks.3", "transformer_blocks.0"), ("transformer_blocks.1",)]
-)
+@pytest.mark.parametrize("layers", [("transformer_blocks.3", "transformer_blocks.0"), ("transformer_blocks.1",)])
 def test_joint_blocks_tap_the_image_stream(layers):
     teacher = load_teacher(tiny_pipeline("sd3"))
     x_t, t, cond = torch.randn(2, 4, 8, 8), torch.tensor([0.2, 0.9]), teacher.encode(PROMPTS)

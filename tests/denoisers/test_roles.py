@@ -53,9 +53,7 @@ def test_switching_leaves_requires_grad_alone(teacher):
         assert flags(teacher.network) == before
     trainable = {id(p) for p in [*student.trainable_parameters(), *fake_score.trainable_parameters()]}
     assert all(p.requires_grad == (id(p) in trainable) for p in teacher.network.parameters())
-    assert not {id(p) for p in student.trainable_parameters()} & {
-        id(p) for p in fake_score.trainable_parameters()
-    }
+    assert not {id(p) for p in student.trainable_parameters()} & {id(p) for p in fake_score.trainable_parameters()}
 
 
 def test_roles_share_one_network(teacher):
@@ -81,10 +79,7 @@ def test_each_role_gets_its_own_gradients(teacher, state):
 def test_two_stage_backward_is_exact_under_checkpointing(teacher, state, trained):
     """Student, then critic, then the student's graph: with `activate` the recomputation is the right one."""
     x_t, t, cond = state
-    student, fake_score = (
-        trained(teacher.role("student", SHARED)),
-        trained(teacher.role("fake_score", SHARED)),
-    )
+    student, fake_score = (trained(teacher.role("student", SHARED)), trained(teacher.role("fake_score", SHARED)))
 
     def gradients(two_stage):
         x0 = student(x_t, t, cond).x0
@@ -146,9 +141,7 @@ def test_a_full_copy_is_the_teacher_in_float32(teacher, state):
     student = teacher.role("student", Roles(mode="full"))
     assert torch.equal(student(*state).eps, teacher(*state).eps)
     half = load_teacher(teacher.pipe, dtype=torch.bfloat16)
-    assert {p.dtype for p in half.role("student", Roles(mode="full")).trainable_parameters()} == {
-        torch.float32
-    }
+    assert {p.dtype for p in half.role("student", Roles(mode="full")).trainable_parameters()} == {torch.float32}
     assert half.network.dtype == torch.bfloat16
 
 

@@ -3,23 +3,13 @@ import torch
 
 from stepdistill.diffusion.denoised import Denoised
 from stepdistill.diffusion.prediction import conditional_target, from_x0_eps, jump_gain, to_x0_eps
-from stepdistill.diffusion.schedules.families import (
-    EDMSchedule,
-    FlowSchedule,
-    TrigSchedule,
-    schedule_from_scheduler,
-)
+from stepdistill.diffusion.schedules.families import EDMSchedule, FlowSchedule, TrigSchedule, schedule_from_scheduler
 from stepdistill.diffusion.solver import ddim_step
 from stepdistill.diffusion.trigflow import field_gain, trig_field
 
 SCHEDULES = {
     "vp": schedule_from_scheduler(
-        {
-            "num_train_timesteps": 1000,
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-        }
+        {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     ),
     "flow": FlowSchedule(),
     "edm": EDMSchedule(),

@@ -19,9 +19,7 @@ from stepdistill.errors import UserError
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULES = {
     "vp": schedule_from_scheduler({"num_train_timesteps": 1000, **SD}),
-    "vp_zero_snr": schedule_from_scheduler(
-        {"num_train_timesteps": 1000, "rescale_betas_zero_snr": True, **SD}
-    ),
+    "vp_zero_snr": schedule_from_scheduler({"num_train_timesteps": 1000, "rescale_betas_zero_snr": True, **SD}),
     "flow": FlowSchedule(),
     "edm": EDMSchedule(),
     "trig": TrigSchedule(),
@@ -174,9 +172,7 @@ def test_transition_preserves_the_marginals(schedule):
 def test_renoise_from_the_data_is_add_noise_and_to_the_same_time_is_nothing(schedule, dtype):
     x, eps = torch.randn(2, 5, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.1, 0.3, 0.5, 0.8, 1.0], dtype=dtype)
-    torch.testing.assert_close(
-        schedule.renoise(x, eps, torch.zeros_like(t), t), schedule.add_noise(x, eps, t)
-    )
+    torch.testing.assert_close(schedule.renoise(x, eps, torch.zeros_like(t), t), schedule.add_noise(x, eps, t))
     torch.testing.assert_close(schedule.renoise(x[:4], eps[:4], t[:4], t[:4]), x[:4])
 
 
@@ -263,7 +259,5 @@ def test_the_same_on_a_gpu(schedule):
     for here, there in zip(schedule.transition(s, t), schedule.transition(s.cuda(), t.cuda()), strict=True):
         torch.testing.assert_close(there.cpu(), here)
     inner = schedule.log_snr(t[:-1])
-    torch.testing.assert_close(
-        schedule.time_from_log_snr(inner.cuda()).cpu(), schedule.time_from_log_snr(inner)
-    )
+    torch.testing.assert_close(schedule.time_from_log_snr(inner.cuda()).cpu(), schedule.time_from_log_snr(inner))
     torch.testing.assert_close(schedule.d_alpha(t.cuda()).cpu(), schedule.d_alpha(t))

@@ -18,12 +18,7 @@ from stepdistill.diffusion.solver import ddim_step, euler_step, heun_step, teach
 from stepdistill.testing import GaussianTeacher, MixtureTeacher
 
 SD = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-SCHEDULES = {
-    "vp": schedule_from_scheduler(SD),
-    "flow": FlowSchedule(),
-    "edm": EDMSchedule(),
-    "trig": TrigSchedule(),
-}
+SCHEDULES = {"vp": schedule_from_scheduler(SD), "flow": FlowSchedule(), "edm": EDMSchedule(), "trig": TrigSchedule()}
 
 
 @pytest.fixture(params=SCHEDULES)
@@ -115,9 +110,7 @@ def test_the_trajectory_converges_to_the_exact_flow_map(schedule, solver, tolera
         path = teacher_trajectory(teacher, noise(), teacher.encode(["a"]), times, solver=solver)
         assert (len(path.states), len(path.estimates), path.times[-1]) == (n + 1, n, 0)
         i = 8 * n // 10
-        exact = teacher.flow_map(
-            path.states[0], torch.ones(16).double(), torch.full((16,), path.times[i]).double()
-        )
+        exact = teacher.flow_map(path.states[0], torch.ones(16).double(), torch.full((16,), path.times[i]).double())
         errors.append((path.states[i] - exact).abs().max().item())
         # The last step jumps to the data: from VP's t = 1/n it is a long one.
         exact = teacher.flow_map(path.states[0], torch.ones(16).double(), torch.zeros(16).double())
@@ -144,9 +137,7 @@ def test_the_mixtures_quantile_map_is_the_ode(schedule):
     )
     times = schedule.time_from_log_snr(torch.linspace(-5, 6, 600, dtype=torch.float64))
     start = schedule.sigma(times[:1]) * noise(64, 1)
-    path = teacher_trajectory(
-        teacher, start / schedule.prior_std, teacher.uncond(64), times.tolist(), solver="heun"
-    )
+    path = teacher_trajectory(teacher, start / schedule.prior_std, teacher.uncond(64), times.tolist(), solver="heun")
     exact = teacher.flow_map(start, times[0].expand(64), times[-1].expand(64))
     torch.testing.assert_close(path.states[-2], exact, atol=1e-4, rtol=0)
 
@@ -156,12 +147,7 @@ def test_a_guided_trajectory_follows_the_guided_ode():
     teacher, scale = gaussian(FlowSchedule()), 3.0
     cond, uncond = teacher.encode(["a"] * 16), teacher.uncond(16)
     path = teacher_trajectory(
-        teacher,
-        noise(),
-        cond,
-        torch.linspace(1, 0, 201).tolist(),
-        Guidance(scale, teacher.uncond(1)),
-        solver="heun",
+        teacher, noise(), cond, torch.linspace(1, 0, 201).tolist(), Guidance(scale, teacher.uncond(1)), solver="heun"
     )
     guided = Conditioning({"mean": guide(cond["mean"], uncond["mean"], scale)})
     exact = teacher.flow_map(noise(), torch.ones(16).double(), torch.zeros(16).double(), guided)

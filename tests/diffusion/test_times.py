@@ -3,14 +3,7 @@ import pytest
 import torch
 
 from stepdistill.diffusion.schedules.families import FlowSchedule, schedule_from_scheduler
-from stepdistill.diffusion.times import (
-    Grid,
-    LogNormalSigma,
-    ShiftedUniform,
-    Uniform,
-    few_step_indices,
-    shift_time,
-)
+from stepdistill.diffusion.times import Grid, LogNormalSigma, ShiftedUniform, Uniform, few_step_indices, shift_time
 
 VP = schedule_from_scheduler(diffusers.DDPMScheduler())
 LAWS = {

@@ -43,9 +43,7 @@ def test_renoise_is_the_lcm_scheduler() -> None:
     t, s = (float(scheduler.timesteps[i]) / 999 for i in (1, 2))
     x_t = schedule.add_noise(x0, eps, filled(t))
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    stock = scheduler.step(
-        eps, scheduler.timesteps[1], x_t, generator=torch.Generator().manual_seed(3)
-    ).prev_sample
+    stock = scheduler.step(eps, scheduler.timesteps[1], x_t, generator=torch.Generator().manual_seed(3)).prev_sample
     law = transition(estimate(x0, eps, t), filled(s), schedule, "renoise")
     torch.testing.assert_close(law.draw(noise), stock, rtol=0, atol=2e-5)
 
@@ -103,13 +101,9 @@ def test_kernels_keep_the_noise_level(kernel: Kernel, schedule: NoiseSchedule) -
 def test_the_ratio_is_the_difference_of_exact_log_densities(kernel: Kernel, reduction: str) -> None:
     schedule = VPSchedule(torch.linspace(0.999, 0.005, 100) ** 2)
     x0, eps, other_x0, noise = draws(4)
-    laws = [
-        transition(Denoised(each, eps, filled(0.8)), filled(0.3), schedule, kernel) for each in (x0, other_x0)
-    ]
+    laws = [transition(Denoised(each, eps, filled(0.8)), filled(0.3), schedule, kernel) for each in (x0, other_x0)]
     x_s = laws[0].draw(noise)
-    densities = [
-        Normal(law.mean, law.std[:, None, None, None]).log_prob(x_s).flatten(1).sum(1) for law in laws
-    ]
+    densities = [Normal(law.mean, law.std[:, None, None, None]).log_prob(x_s).flatten(1).sum(1) for law in laws]
     exact = (densities[0] - densities[1]) / (1 if reduction == "sum" else x0[0].numel())
     torch.testing.assert_close(log_ratio(x_s, *laws, reduction=reduction), exact, rtol=1e-10, atol=1e-12)
 

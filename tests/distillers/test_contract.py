@@ -94,9 +94,7 @@ def test_the_same_seed_gives_the_same_losses(method: str) -> None:
     for _ in range(2):
         distiller = build(method, "sd")
         batch = batch_of(distiller)
-        runs.append(
-            [value.item() for _, losses in turn_losses(distiller, batch) for value in losses.terms.values()]
-        )
+        runs.append([value.item() for _, losses in turn_losses(distiller, batch) for value in losses.terms.values()])
     assert runs[0] == runs[1]
 
 
@@ -108,9 +106,7 @@ def test_state_is_restored(method: str, model: str) -> None:
     state = {name: {k: v.clone() for k, v in tensors.items()} for name, tensors in trained.state().items()}
     fresh.load_state(state)
     assert set(state) == set(trained.networks())
-    totals = [
-        [losses.total.item() for _, losses in turn_losses(each, batch_of(each))] for each in (trained, fresh)
-    ]
+    totals = [[losses.total.item() for _, losses in turn_losses(each, batch_of(each))] for each in (trained, fresh)]
     assert totals[0] == totals[1]
 
 

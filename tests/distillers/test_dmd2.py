@@ -69,9 +69,7 @@ def test_injected_gradient_is_the_kl_gradient_of_two_gaussians(monkeypatch: pyte
     """E[d surrogate / d bias] is d KL / d bias at one noise level, up to the known weight (sigma^2 / alpha) / alpha."""
     teacher = GaussianTeacher(1.0, 0.5)
     config = DMD2Config(num_steps=1, guidance_scale=1.0, renoise_lo=0.4, renoise_hi=0.4)
-    monkeypatch.setattr(
-        dmd2, "dm_gradient", lambda x0, real, fake: score_difference(real, fake)
-    )  # no normaliser
+    monkeypatch.setattr(dmd2, "dm_gradient", lambda x0, real, fake: score_difference(real, fake))  # no normaliser
     fake_score = GaussianDenoiser(  # the affine student's true law at gain 1, bias 0
         torch.zeros(1), torch.ones(1), teacher.schedule, prompts=teacher.prompts
     )
@@ -95,9 +93,7 @@ def test_injected_gradient_is_the_kl_gradient_of_two_gaussians(monkeypatch: pyte
 @pytest.mark.slow
 def test_affine_student_reaches_the_teacher_at_critic_ratio_five() -> None:
     """Spec C1: N(1, 0.25) within 0.02, with an online fake score of two parameters."""
-    teacher = GaussianTeacher(
-        torch.full((16,), 1.0), 0.5
-    )  # 16 copies: the normaliser is a mean over elements
+    teacher = GaussianTeacher(torch.full((16,), 1.0), 0.5)  # 16 copies: the normaliser is a mean over elements
     distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, guidance_scale=1.0, student_every=5))
     data = data_from_prompts(teacher, ["x"])
     steps = 4000
@@ -285,9 +281,7 @@ class _DullFirstStep(AffineDenoiser):
     """The affine student, but for its first step, which always comes out with a deviation of 0.64."""
 
     def forward_network(self, x_t: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        return torch.where(
-            t[:, None] > 0.75, (0.64 + 0 * self.gain) * x_t, super().forward_network(x_t, t, cond)
-        )
+        return torch.where(t[:, None] > 0.75, (0.64 + 0 * self.gain) * x_t, super().forward_network(x_t, t, cond))
 
 
 @pytest.mark.slow
@@ -307,9 +301,7 @@ def test_one_fake_score_matches_the_mixture_of_all_steps(per_step: bool) -> None
 
 def test_gan_without_images_says_what_to_set() -> None:
     teacher = sd.load_teacher(tiny_pipeline("sd"))
-    distiller = sd.DMD2(
-        teacher, DMD2Config(num_steps=1, gan=GANConfig(student_weight=1e-3)), roles=sd.Roles(rank=2)
-    )
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=GANConfig(student_weight=1e-3)), roles=sd.Roles(rank=2))
     with pytest.raises(UserError, match=r"data\.images"):
         distiller.critic_step(batch_of(distiller))
 
@@ -377,9 +369,7 @@ def test_a_grid_may_lean_towards_noise(family: str, kind: Literal["sde", "ode"])
     """s t / (1 + (s - 1) t) of each time; the stock scheduler calls the network exactly there."""
     teacher = sd.load_teacher(tiny_pipeline(family))
     plain, shifted = (
-        sd.DMD2(
-            teacher, DMD2Config(num_steps=4, grid_shift=shift, rollout=kind), roles=sd.Roles(rank=2)
-        ).sampler()
+        sd.DMD2(teacher, DMD2Config(num_steps=4, grid_shift=shift, rollout=kind), roles=sd.Roles(rank=2)).sampler()
         for shift in (1.0, 3.0)
     )
     assert shifted.times == pytest.approx([3 * t / (1 + 2 * t) for t in plain.times], abs=1e-3)
@@ -398,9 +388,7 @@ def test_the_first_gradient_of_an_eps_student_does_not_drown_the_others_below_on
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("train_backbone", [False, True])
-def test_the_heads_judge_the_pass_that_the_fake_score_makes_anyway(
-    train_backbone: bool, checkpointing: bool
-) -> None:
+def test_the_heads_judge_the_pass_that_the_fake_score_makes_anyway(train_backbone: bool, checkpointing: bool) -> None:
     """One whole pass on samples and one part of a pass on real latents; the loss is that of passes of their own."""
     teacher = sd.load_teacher(tiny_pipeline("sd3"))
     gan = GANConfig(student_weight=1e-2, train_backbone=train_backbone)

@@ -14,15 +14,7 @@ from stepdistill.diffusion.schedules.base import per_sample
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.consistency.config import LCMConfig
 from stepdistill.errors import UserError
-from stepdistill.testing import (
-    BulkStream,
-    GaussianTeacher,
-    MixtureTeacher,
-    MLPDenoiser,
-    fit,
-    tiny_pipeline,
-    train_toy,
-)
+from stepdistill.testing import BulkStream, GaussianTeacher, MixtureTeacher, MLPDenoiser, fit, tiny_pipeline, train_toy
 
 
 class ExactJump(Denoiser):
@@ -57,9 +49,7 @@ def tiny_batch(distiller: Distiller, size: int = 2) -> Batch:
 
 
 def mean_gap(teacher: GaussianTeacher, solver_steps: int, segments: int) -> float:
-    config = LCMConfig(
-        guidance_scale=1.0, solver_steps=solver_steps, num_steps=segments, segments=(segments,)
-    )
+    config = LCMConfig(guidance_scale=1.0, solver_steps=solver_steps, num_steps=segments, segments=(segments,))
     distiller = sd.LCM(teacher, config, student=ExactJump(teacher, segments))
     gap = distiller.student_step(toy_batch(teacher, teacher.sample(4096))).logs["gap"]
     assert isinstance(gap, PerTime)
@@ -192,12 +182,7 @@ def test_a_toy_learns_the_quantile_map(segments: int) -> None:
     student = MLPDenoiser((1,), teacher.schedule, prompts=teacher.prompts)
     fit(student, teacher, data, cond.expand(len(data)), num_steps=500)
     config = LCMConfig(
-        guidance_scale=1.0,
-        solver_steps=32,
-        num_steps=segments,
-        segments=(segments,),
-        huber_c=0.1,
-        target="ema",
+        guidance_scale=1.0, solver_steps=32, num_steps=segments, segments=(segments,), huber_c=0.1, target="ema"
     )
     distiller = sd.LCM(teacher, config, student=student)
     noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(5))

@@ -76,9 +76,7 @@ def test_the_times_of_a_grid_pull_at_the_output_alike(distiller_of: Callable[...
 
 
 @pytest.mark.parametrize("distiller_of", [scm, lambda **o: tbcm("continuous", **o)], ids=["scm", "tbcm"])
-def test_a_tangent_pulls_at_the_output_without_the_fields_gain(
-    distiller_of: Callable[..., Distiller],
-) -> None:
+def test_a_tangent_pulls_at_the_output_without_the_fields_gain(distiller_of: Callable[..., Distiller]) -> None:
     latent, logs = pull(distiller_of(loss_space="latent"))
     output, _ = pull(distiller_of(loss_space="output"))
     tangent = logs["tangent"]

@@ -21,13 +21,7 @@ from stepdistill.errors import UserError
 from stepdistill.export.contract import read_contract
 from stepdistill.export.gate import trainer_images
 from stepdistill.export.use import load_export
-from stepdistill.testing import (
-    BulkStream,
-    GaussianDenoiser,
-    GaussianTeacher,
-    tiny_pipeline,
-    turn_losses,
-)
+from stepdistill.testing import BulkStream, GaussianDenoiser, GaussianTeacher, tiny_pipeline, turn_losses
 
 
 def tiny(family: str = "sd", **options: object) -> sd.PhasedDMD:
@@ -98,9 +92,7 @@ def test_only_the_phase_at_turn_gets_gradients() -> None:
             losses = distiller.student_step(batch) if turn == "student" else distiller.critic_step(batch)
             losses.backward()
             for number, network in enumerate(groups):
-                reached = any(
-                    p.grad is not None and p.grad.abs().max() > 0 for p in network.trainable_parameters()
-                )
+                reached = any(p.grad is not None and p.grad.abs().max() > 0 for p in network.trainable_parameters())
                 assert reached == (number == phase)
             for parameters in distiller.players().values():
                 for parameter in parameters:
@@ -119,9 +111,7 @@ def test_the_rollout_stops_at_the_edge_after_a_random_exit() -> None:
     early = backward_simulation(teacher, sampler, noise, cond, rng, exit_step=0, stop_at=0.5)
     assert not torch.allclose(early.x_s, stopped.x_s)
     assert torch.equal(further.x_s, further.x0)
-    exits = {
-        sd.RandomStream(0, step, (0,)).fork("student").shared_integer("exit_step", 2) for step in range(32)
-    }
+    exits = {sd.RandomStream(0, step, (0,)).fork("student").shared_integer("exit_step", 2) for step in range(32)}
     assert exits == {0, 1}
 
 
@@ -151,9 +141,7 @@ def test_a_fake_score_of_one_phase_learns_the_law_of_the_data() -> None:
     assert fake.log_std.exp().mean().item() == pytest.approx(0.5, abs=0.04)
 
 
-def test_times_keep_above_the_end_of_the_phase_and_weights_are_bounded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_times_keep_above_the_end_of_the_phase_and_weights_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "MARGIN_ABOVE_S", 0.001)
     distiller = tiny(num_steps=2, renoise_shift=3.0, student_every=1)
     end, schedule = distiller.ends[0], distiller.teacher.schedule

@@ -135,9 +135,7 @@ def test_the_bandit_finds_its_optimum(kernel: str) -> None:
 def test_diffusion_dpo_on_the_grid_is_a_special_case(family: str) -> None:
     """Eq. 14 of Diffusion-DPO, by the networks' raw outputs: -log sigmoid(-beta/2 [(e_th - e_ref)_w - (e_th - e_ref)_l])."""
     beta = 7.0 if family == "sd" else 1000.0  # random networks differ more in eps
-    distiller = tiny(
-        family, mode="offline", beta=beta / 2, negative_weight=1.0, prior_weight=0.0, error_weight="snr"
-    )
+    distiller = tiny(family, mode="offline", beta=beta / 2, negative_weight=1.0, prior_weight=0.0, error_weight="snr")
     perturb(distiller)
     batch = batch_of(distiller)
     losses = distiller.student_step(batch)
@@ -153,11 +151,7 @@ def test_diffusion_dpo_on_the_grid_is_a_special_case(family: str) -> None:
         x_t = alpha * x0 + sigma * eps
         network.activate()
         raw = network.forward_network(x_t, t, batch.cond)
-        predicted = {
-            "eps": raw,
-            "v": sigma * x_t + alpha * raw,
-            "flow": x_t + alpha * raw,
-        }[network.prediction]
+        predicted = {"eps": raw, "v": sigma * x_t + alpha * raw, "flow": x_t + alpha * raw}[network.prediction]
         return (predicted - eps).square().flatten(1).mean(1)
 
     with torch.no_grad():
@@ -252,10 +246,7 @@ def test_ties_give_no_gradient() -> None:
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in distiller.student.trainable_parameters())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"num_steps": 1}, "num_steps"), ({"rollout": "ode"}, "no density")],
-)
+@pytest.mark.parametrize(("options", "message"), [({"num_steps": 1}, "num_steps"), ({"rollout": "ode"}, "no density")])
 def test_steps_without_density_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny(**options)

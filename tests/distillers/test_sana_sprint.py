@@ -69,9 +69,7 @@ def test_the_cut_graph_gives_the_joint_gradient(checkpointing: bool, monkeypatch
     """The teacher's features come between the student's forward and its backward; checkpointed blocks must not mind."""
 
     def build() -> sd.SANASprint:
-        distiller = sd.SANASprint(
-            sd.load_teacher(tiny_pipeline("sd")), SANASprintConfig(), roles=sd.Roles(rank=2)
-        )
+        distiller = sd.SANASprint(sd.load_teacher(tiny_pipeline("sd")), SANASprintConfig(), roles=sd.Roles(rank=2))
         perturbed(distiller)
         return distiller
 

@@ -20,14 +20,7 @@ from stepdistill.diffusion.trigflow import noise_direction, trig_field, trig_lev
 from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.consistency.config import SCMConfig
 from stepdistill.losses.consistency import consistency_tangent, tangent_loss
-from stepdistill.testing import (
-    GaussianTeacher,
-    MixtureTeacher,
-    MLPDenoiser,
-    fit,
-    tiny_pipeline,
-    train_toy,
-)
+from stepdistill.testing import GaussianTeacher, MixtureTeacher, MLPDenoiser, fit, tiny_pipeline, train_toy
 from stepdistill.training.precision import PlainAttentionWhereShort
 from stepdistill.training.validation import Validator
 
@@ -153,9 +146,7 @@ def tiny_batch(distiller: Distiller, size: int = 2, step: int = 1000) -> Batch:
     return batch
 
 
-def derivative_of(
-    distiller: sd.SCM, how: str, layout: torch.memory_format = torch.contiguous_format
-) -> torch.Tensor:
+def derivative_of(distiller: sd.SCM, how: str, layout: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
     twin = sd.SCM(distiller.teacher, SCMConfig(tangent=how), student=distiller.student)
     batch = tiny_batch(twin)
     x_t, t = batch.noise("x").to(memory_format=layout), torch.tensor([0.3, 0.8])
@@ -170,9 +161,7 @@ def test_four_ways_to_the_derivative_agree_on_real_networks(family: str) -> None
     distiller = sd.SCM(teacher, SCMConfig(), roles=sd.Roles(rank=2))
     exact = derivative_of(distiller, "jvp")
     assert exact.abs().mean() > 1e-3
-    torch.testing.assert_close(
-        derivative_of(distiller, "jvp", torch.channels_last), exact, rtol=1e-3, atol=1e-5
-    )
+    torch.testing.assert_close(derivative_of(distiller, "jvp", torch.channels_last), exact, rtol=1e-3, atol=1e-5)
     # One-sided differences are of first order.
     for how, bound in {"semi": 0.02, "finite": 0.02, "backward": 0.15}.items():
         error = (derivative_of(distiller, how) - exact).norm() / exact.norm()
@@ -257,9 +246,7 @@ def test_a_toy_learns_the_quantile_map() -> None:
     student = MLPDenoiser((1,), teacher.schedule, prompts=teacher.prompts)
     fit(student, teacher, data, cond.expand(len(data)), num_steps=500)
     # In one dimension the normalised tangent is a sign: a larger constant keeps some of its size.
-    config = SCMConfig(
-        guidance_scale=1.0, tangent_constant=1.0, tangent_warmup_steps=100, time_mean=0.0, time_std=1.6
-    )
+    config = SCMConfig(guidance_scale=1.0, tangent_constant=1.0, tangent_warmup_steps=100, time_mean=0.0, time_std=1.6)
     distiller = sd.SCM(teacher, config, student=student)
     train_toy(distiller, cond, data, num_steps=800, batch_size=256, learning_rate=2e-3)
     noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(5))

@@ -93,8 +93,7 @@ def test_entropy_weight_shrinks_the_stationary_variance(entropy: float) -> None:
     """ESD on N(0, S^2), conditioned on the sample itself: E[g x] = 0 where the noised variance is lambda that of the teacher."""
     std, t = 1.0, torch.full((200_000,), 0.3)
     distiller = sd.SwiftBrush(
-        GaussianTeacher(0.0, std),
-        SwiftBrushConfig(guidance_scale=1.0, fake_guidance_scale=1 - entropy),
+        GaussianTeacher(0.0, std), SwiftBrushConfig(guidance_scale=1.0, fake_guidance_scale=1 - entropy)
     )
     alpha, sigma = 0.7, 0.3
     stationary = (entropy * (alpha**2 * std**2 + sigma**2) - sigma**2) / alpha**2

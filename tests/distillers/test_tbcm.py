@@ -16,24 +16,14 @@ from stepdistill.distillers.base import Batch, Distiller, PerTime
 from stepdistill.distillers.consistency.config import TBCMConfig
 from stepdistill.distillers.consistency.guided import teacher_guidance
 from stepdistill.distillers.consistency.tbcm import joined
-from stepdistill.testing import (
-    BulkStream,
-    GaussianTeacher,
-    MixtureTeacher,
-    MLPDenoiser,
-    fit,
-    tiny_pipeline,
-    train_toy,
-)
+from stepdistill.testing import BulkStream, GaussianTeacher, MixtureTeacher, MLPDenoiser, fit, tiny_pipeline, train_toy
 from stepdistill.typing import Latents, Times
 
 
 class CountingTeacher(GaussianTeacher):
     calls = 0
 
-    def forward(
-        self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None
-    ) -> Denoised:
+    def forward(self, x_t: Latents, t: Times, cond: Conditioning, guidance: Guidance | None = None) -> Denoised:
         self.calls += 1
         return super().forward(x_t, t, cond, guidance)
 
@@ -173,12 +163,7 @@ def test_a_toy_learns_the_quantile_map_from_prompts_alone(form: str, num_steps: 
     student = MLPDenoiser((1,), teacher.schedule, prompts=teacher.prompts)
     fit(student, teacher, data, cond.expand(len(data)), num_steps=400)
     config = TBCMConfig(
-        form=form,
-        guidance_scale=1.0,
-        route_points=24,
-        huber_c=0.1,
-        tangent_constant=1.0,
-        tangent_warmup_steps=50,
+        form=form, guidance_scale=1.0, route_points=24, huber_c=0.1, tangent_constant=1.0, tangent_warmup_steps=50
     )
     distiller = sd.TBCM(teacher, config, student=student)
     train_toy(distiller, cond, num_steps=num_steps, batch_size=24, learning_rate=3e-3)

@@ -72,9 +72,7 @@ class Length:
         return {"name": self.name}
 
     def __call__(self, pictures: Any, prompts: Any) -> torch.Tensor:
-        return torch.tensor(
-            [_array(p).float().mean() + len(t) for p, t in zip(pictures, prompts, strict=True)]
-        )
+        return torch.tensor([_array(p).float().mean() + len(t) for p, t in zip(pictures, prompts, strict=True)])
 
 
 TINY_EXTRACTORS = {
@@ -92,17 +90,13 @@ def _tiny_extractors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
     pipe = tiny_pipeline("sd")
-    return describe(
-        pipe, {"num_inference_steps": 2, "guidance_scale": 2.0}, Source("tiny", name="tiny, 2 steps")
-    )
+    return describe(pipe, {"num_inference_steps": 2, "guidance_scale": 2.0}, Source("tiny", name="tiny, 2 steps"))
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    images = torch.randint(
-        0, 256, (12, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
+    images = torch.randint(0, 256, (12, 16, 16, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for number, image in enumerate(images):
         Image.fromarray(image.numpy()).save(folder / f"{number}.png")
     return folder
@@ -158,9 +152,7 @@ def test_the_distance_is_that_of_the_features(whole: Path, real: Path) -> None:
     assert RunResults.read(whole).metrics["fid"].value == pytest.approx(expected, abs=1e-10)
 
 
-def test_statistics_on_disk_give_the_same_distance(
-    drawn: Drawn, whole: Path, real: Path, tmp_path: Path
-) -> None:
+def test_statistics_on_disk_give_the_same_distance(drawn: Drawn, whole: Path, real: Path, tmp_path: Path) -> None:
     network = Grey()
     features = network([Image.open(path).convert("RGB") for path in sorted(real.glob("*.png"))])
     ReferenceStats.of(FeatureStats.of(features), network.protocol()).save(tmp_path / "real.npz")
@@ -210,14 +202,10 @@ def test_half_of_the_outputs_deleted_come_back_bit_by_bit(
     assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
-def test_a_finished_run_draws_and_scores_nothing(
-    drawn: Drawn, real: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_draws_and_scores_nothing(drawn: Drawn, real: Path, whole: Path, tmp_path: Path) -> None:
     out, blocks = tmp_path / "run", []
     shutil.copytree(whole, out)
-    evaluate(
-        drawn, PROTOCOL, PROMPTS, METRICS, options(out, real, progress=lambda *block: blocks.append(block))
-    )
+    evaluate(drawn, PROTOCOL, PROMPTS, METRICS, options(out, real, progress=lambda *block: blocks.append(block)))
     assert blocks == []
 
 
@@ -327,12 +315,7 @@ def test_several_seeds_of_a_prompt_and_the_teacher(drawn: Drawn, tmp_path: Path)
     names = ["clip", "cosine_diversity", "vendi"]
     teacher = evaluate(drawn, protocol, PROMPTS.first(4), names, options(tmp_path / "teacher", None))
     records = read_manifest(tmp_path / "teacher" / MANIFEST)
-    assert [(record.prompt_index, record.sample) for record in records[:4]] == [
-        (0, 0),
-        (0, 1),
-        (0, 2),
-        (1, 0),
-    ]
+    assert [(record.prompt_index, record.sample) for record in records[:4]] == [(0, 0), (0, 1), (0, 2), (1, 0)]
     assert teacher.metrics["vendi"].n == 12
     assert 1 < teacher.metrics["vendi"].value <= 3
     assert teacher.metrics["cosine_diversity"].value < 1

@@ -21,9 +21,7 @@ from stepdistill.evaluation.gates import Bound, BoundBrokenError, check_bounds
         ("!=", True, False, True),
     ],
 )
-def test_each_comparison_below_at_and_above_the_bound(
-    comparison: str, below: bool, equal: bool, above: bool
-) -> None:
+def test_each_comparison_below_at_and_above_the_bound(comparison: str, below: bool, equal: bool, above: bool) -> None:
     bound = Bound.parse(f"x{comparison}2")
     assert [bound.holds(value) for value in (1.0, 2.0, 3.0)] == [below, equal, above]
     assert not bound.holds(math.nan)

@@ -93,9 +93,7 @@ def test_pictures_of_a_run_are_found_from_elsewhere_with_their_own_prompts(tmp_p
     adopt(tmp_path / "first", store, fewer)
     assert len(store.records()) == 4
     with pytest.raises(UserError, match="has 6 of 8 pictures"):
-        adopt(
-            tmp_path / "first", store, replace(ASSIGNMENT, prompts=PromptSet.of(["one", "two", "three", "x"]))
-        )
+        adopt(tmp_path / "first", store, replace(ASSIGNMENT, prompts=PromptSet.of(["one", "two", "three", "x"])))
 
 
 def test_seeds_follow_the_numbers_of_prompts_and_samples() -> None:

@@ -10,12 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler
 
-from stepdistill.evaluation.generation import (
-    Generation,
-    counted_evaluations,
-    generate,
-    prompt_seed,
-)
+from stepdistill.evaluation.generation import Generation, counted_evaluations, generate, prompt_seed
 from stepdistill.evaluation.protocols import protocol_named, record_hash
 from stepdistill.evaluation.run_record import identity
 from stepdistill.evaluation.sources import Source, describe

@@ -16,11 +16,7 @@ from stepdistill.evaluation.geneval import read_geneval_prompts, read_geneval_re
 
 PROMPTS = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
-    {
-        "tag": "colors",
-        "include": [{"class": "cow", "count": 1, "color": "red"}],
-        "prompt": "a photo of a red cow",
-    },
+    {"tag": "colors", "include": [{"class": "cow", "count": 1, "color": "red"}], "prompt": "a photo of a red cow"},
 ]
 
 
@@ -35,10 +31,7 @@ def test_geneval_folder_is_what_the_evaluator_walks(tmp_path: Path) -> None:
     assert prompts == PROMPTS
     picture(9).save(tmp_path / "own.jpg", quality=100)
     picture(8).save(tmp_path / "own.png")
-    sets = [
-        [picture(n) for n in range(4)],
-        [picture(4), picture(5), tmp_path / "own.jpg", tmp_path / "own.png"],
-    ]
+    sets = [[picture(n) for n in range(4)], [picture(4), picture(5), tmp_path / "own.jpg", tmp_path / "own.png"]]
     folder = tmp_path / "images"
     assert write_geneval_folder(folder, prompts, iter(sets)) == 8
     levels = []
@@ -72,9 +65,7 @@ def test_geneval_scores_are_means_over_tasks(tmp_path: Path) -> None:
     assert scores.tasks == pytest.approx({tag: table.mean() for tag, table in right.items()})
     assert scores.overall == pytest.approx(np.mean([table.mean() for table in right.values()]))
     assert scores.correct_images == pytest.approx(np.concatenate(list(right.values())).mean())
-    assert scores.correct_prompts == pytest.approx(
-        np.concatenate([table.any(1) for table in right.values()]).mean()
-    )
+    assert scores.correct_prompts == pytest.approx(np.concatenate([table.any(1) for table in right.values()]).mean())
     assert (scores.num_images, scores.num_prompts) == (40, 10)
     assert json.loads(json.dumps(scores.to_json()))["overall"] == scores.overall
 
@@ -169,11 +160,7 @@ def test_dpg_results_by_category(tmp_path: Path) -> None:
     assert scores.prompts == {"12": 62.5, "whoops3": 75.0}
     assert scores.overall == np.mean(list(scores.prompts.values()))
     assert scores.categories == {"entity": 81.25, "attribute": 70.0}
-    assert scores.subcategories == {
-        "attribute - color": 75.0,
-        "attribute - other": 65.0,
-        "entity - whole": 81.25,
-    }
+    assert scores.subcategories == {"attribute - color": 75.0, "attribute - other": 65.0, "entity - whole": 81.25}
     assert scores.to_json()["num_prompts"] == 2
     file.write_text(RESULTS.rpartition("DPG")[0])
     with pytest.raises(UserError, match="to completion"):

@@ -12,31 +12,15 @@ from PIL import Image
 
 from stepdistill.errors import UserError
 from stepdistill.evaluation import picture_store
-from stepdistill.evaluation.picture_store import (
-    MANIFEST,
-    FileFormat,
-    PictureStore,
-    picture_files,
-    read_manifest,
-)
+from stepdistill.evaluation.picture_store import MANIFEST, FileFormat, PictureStore, picture_files, read_manifest
 
 
 def record_of(index: int) -> dict[str, Any]:
-    return {
-        "index": index,
-        "prompt_index": index,
-        "sample": 0,
-        "prompt": "a",
-        "id": "0",
-        "category": None,
-        "seed": 1,
-    }
+    return {"index": index, "prompt_index": index, "sample": 0, "prompt": "a", "id": "0", "category": None, "seed": 1}
 
 
 def noise(seed: int = 0) -> Image.Image:
-    pixels = torch.randint(
-        0, 256, (9, 9, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
+    pixels = torch.randint(0, 256, (9, 9, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
 
 

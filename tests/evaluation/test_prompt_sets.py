@@ -22,9 +22,7 @@ def written(path: Path, *prompts: str) -> str:
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 3), (2, 2), (4, 4), (5, 5)])
-def test_a_file_gives_the_protocols_number_or_the_limit(
-    tmp_path: Path, limit: int | None, expected: int
-) -> None:
+def test_a_file_gives_the_protocols_number_or_the_limit(tmp_path: Path, limit: int | None, expected: int) -> None:
     """A limit may ask for more than the protocol has, as long as the file holds them."""
     found = load_prompt_set(PROTOCOL, written(tmp_path / "p.json", *"abcde"), limit=limit)
     assert found.prompts == tuple("abcde"[:expected])

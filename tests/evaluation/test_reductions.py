@@ -71,17 +71,13 @@ def test_a_distance_has_the_jackknifes_error() -> None:
     fake, real = features(40, seed=0), features(40, seed=1)
     columns = columns_of({"features": fake}, list(range(40)), [None] * 40)
     estimate = frechet(columns, "fid", reference(real))["fid"].whole
-    error = jackknife(
-        lambda kept: reductions.frechet_distance_of_features(kept, real), fake, torch.arange(40)
-    )
+    error = jackknife(lambda kept: reductions.frechet_distance_of_features(kept, real), fake, torch.arange(40))
     assert estimate.value == pytest.approx(reductions.frechet_distance_of_features(fake, real))
     assert estimate.standard_error == pytest.approx(error)
 
 
 @pytest.mark.parametrize(("num_fake", "num_real"), [(30, 10), (10, 30)])
-def test_large_sets_are_compared_in_subsets(
-    monkeypatch: pytest.MonkeyPatch, num_fake: int, num_real: int
-) -> None:
+def test_large_sets_are_compared_in_subsets(monkeypatch: pytest.MonkeyPatch, num_fake: int, num_real: int) -> None:
     """Either side may be the large one; the error of 100 subsets is a tenth of their deviation."""
     fake, real = features(num_fake, seed=0), features(num_real, seed=1, scale=2.0)
     columns = columns_of({"features": fake}, list(range(num_fake)), [None] * num_fake)

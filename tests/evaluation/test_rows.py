@@ -178,9 +178,7 @@ def test_runs_share_a_teachers_folder(rows: RunEvaluation, tmp_path: Path) -> No
     blocks: list[Any] = []
     shared = replace(rows.options, teacher=tmp_path / "shared")
     expected = replace(rows, options=shared).run(TEACHER, [student(2)])["rows"]
-    again = replace(
-        shared, out=tmp_path / "other", progress=lambda name, done, total: blocks.append((name, total))
-    )
+    again = replace(shared, out=tmp_path / "other", progress=lambda name, done, total: blocks.append((name, total)))
     assert replace(rows, options=again).run(TEACHER, [student(2)])["rows"] == expected
     assert sum(name == "pictures" for name, _ in blocks) == 2, "the student's alone"
     with pytest.raises(UserError, match="another run"):
@@ -233,9 +231,7 @@ def test_the_emoji_protocol_has_a_floor_and_searches_the_teachers_sampler(
     other = replace(seen, options=replace(seen.options, out=tmp_path / "second"))
     again = [ResultRow.read(row) for row in other.run(TEACHER, [student(1)])["rows"]]
     assert again == found
-    assert blocks.count("pictures") == 2 + 2, (
-        "the student's captions and coverage; teacher and floor are cached"
-    )
+    assert blocks.count("pictures") == 2 + 2, "the student's captions and coverage; teacher and floor are cached"
 
 
 def test_the_shipped_teacher_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

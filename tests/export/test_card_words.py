@@ -33,15 +33,11 @@ def test_the_pipeline_is_moved_where_it_was_and_absent_parts_are_named() -> None
     load = "StableDiffusion3Pipeline.from_pretrained(base, dtype=torch.float16)\n"
     assert load in block_of(contract_of("diffusers"))
     moved = block_of(contract_of("diffusers"), device="cuda", absent=["text_encoder_3", "tokenizer_3"])
-    assert (
-        'from_pretrained(base, text_encoder_3=None, tokenizer_3=None, dtype=torch.float16).to("cuda")\n'
-        in moved
-    )
+    assert 'from_pretrained(base, text_encoder_3=None, tokenizer_3=None, dtype=torch.float16).to("cuda")\n' in moved
 
 
 @pytest.mark.parametrize(
-    ("format", "file"),
-    [("diffusers", "pytorch_lora_weights.safetensors"), ("kohya", "fox_kohya.safetensors")],
+    ("format", "file"), [("diffusers", "pytorch_lora_weights.safetensors"), ("kohya", "fox_kohya.safetensors")]
 )
 def test_the_file_is_that_of_the_format(format: str, file: str) -> None:
     assert f'weight_name="{file}"' in block_of(contract_of("diffusers", "kohya"), format=format)

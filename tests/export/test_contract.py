@@ -44,9 +44,7 @@ def contract_of(family, kind, num_steps=4):
 
 
 def test_round_trip(tmp_path):
-    check = Verification(
-        max_difference=1e-7, mean_difference=1e-8, tolerance=1e-3, statistic="max", effect=0.5
-    )
+    check = Verification(max_difference=1e-7, mean_difference=1e-8, tolerance=1e-3, statistic="max", effect=0.5)
     contract = contract_of("sd", "sde").model_copy(update={"verified": {"diffusers": check}})
     write_contract(contract, tmp_path)
     assert read_contract(tmp_path) == contract

@@ -59,9 +59,7 @@ def test_every_format_of_a_student_with_a_teacher_on_disk(tmp_path, monkeypatch)
     assert min(check.effect for check in contract.verified.values()) > 1e-2
     names = {"pytorch_lora_weights.safetensors", "fox_kohya.safetensors", "scheduler/scheduler_config.json"}
     assert names | {"README.md", "recipe.yaml", "images/1.png", "model_index.json"} <= set(contract.files)
-    assert all(
-        torch.equal(tensor, before[name]) for name, tensor in distiller.student.role_state_dict().items()
-    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in distiller.student.role_state_dict().items())
 
     scope = {}
     exec(card_blocks((out / "README.md").read_text())[0], scope)
@@ -135,9 +133,7 @@ def test_the_users_random_state_is_left_alone(one_step, tmp_path):
 
 def test_an_unknown_format(one_step, tmp_path):
     assert stepdistill.export is export  # importing the folder of this name must not hide the function
-    with pytest.raises(
-        UserError, match="unknown export format 'onnx'; choose from diffusers, kohya, pipeline"
-    ):
+    with pytest.raises(UserError, match="unknown export format 'onnx'; choose from diffusers, kohya, pipeline"):
         stepdistill.export(one_step, tmp_path / "out", formats=("onnx",))
 
 

@@ -29,10 +29,7 @@ def earlier_export(folder, *names):
 
 @pytest.mark.parametrize(
     "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("No space left on device (os error 28)"),
-    ],
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device (os error 28)")],
 )
 def test_a_full_disk_costs_nothing(tmp_path, error):
     out = earlier_export(tmp_path / "out", "lora.safetensors")
@@ -82,9 +79,7 @@ def test_a_new_export_replaces_the_files_of_the_earlier_one_only(tmp_path):
 def test_a_contract_cannot_name_files_outside(tmp_path):
     (tmp_path / "precious").write_text("mine")
     out = earlier_export(tmp_path / "out")
-    (out / CONTRACT_NAME).write_text(
-        json.dumps({"files": {"../precious": {}, str(tmp_path / "precious"): {}}})
-    )
+    (out / CONTRACT_NAME).write_text(json.dumps({"files": {"../precious": {}, str(tmp_path / "precious"): {}}}))
     with partial_folder(out) as partial:
         (partial / "lora.safetensors").write_text("new")
     assert (tmp_path / "precious").exists()

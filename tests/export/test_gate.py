@@ -45,9 +45,7 @@ def test_the_float32_bound_is_a_part_of_the_students_effect(effect: float, toler
 
 
 @pytest.mark.parametrize(
-    ("effect", "tolerance"),
-    [(0.6, 0.05), (0.1, 0.1 / 5), (0.01, 1e-2)],
-    ids=["at most", "a fifth", "at least"],
+    ("effect", "tolerance"), [(0.6, 0.05), (0.1, 0.1 / 5), (0.01, 1e-2)], ids=["at most", "a fifth", "at least"]
 )
 def test_the_half_precision_bound_is_of_means(effect: float, tolerance: float) -> None:
     """One pixel may be far off as long as the mean is small."""

@@ -12,9 +12,7 @@ from stepdistill.export.contract import CONTRACT_NAME
 from stepdistill.export.folder import install
 
 
-def test_the_contract_is_moved_after_all_that_it_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_contract_is_moved_after_all_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial, out = tmp_path / "partial", tmp_path / "out"
     (partial / "unet").mkdir(parents=True)
     out.mkdir()

@@ -71,9 +71,7 @@ def test_the_file_to_load(formats: list[str], experts: list[str], expected: str 
 
 @pytest.mark.parametrize(("statistic", "passed"), [("max", False), ("mean", True)])
 def test_the_bound_is_of_its_statistic(statistic: Any, passed: bool) -> None:
-    found = Verification(
-        max_difference=0.2, mean_difference=0.1, tolerance=0.1, statistic=statistic, effect=1.0
-    )
+    found = Verification(max_difference=0.2, mean_difference=0.1, tolerance=0.1, statistic=statistic, effect=1.0)
     assert found.passed == passed
 
 

@@ -4,30 +4,14 @@ import torch
 
 from stepdistill.diffusion.denoised import Denoised
 from stepdistill.diffusion.prediction import conditional_target, from_x0_eps, to_x0_eps
-from stepdistill.diffusion.schedules.families import (
-    EDMSchedule,
-    FlowSchedule,
-    TrigSchedule,
-    schedule_from_scheduler,
-)
+from stepdistill.diffusion.schedules.families import EDMSchedule, FlowSchedule, TrigSchedule, schedule_from_scheduler
 from stepdistill.losses.regression import pseudo_huber
-from stepdistill.losses.score import (
-    denoising_error,
-    denoising_loss,
-    dm_gradient,
-    score_difference,
-    surrogate_loss,
-)
+from stepdistill.losses.score import denoising_error, denoising_loss, dm_gradient, score_difference, surrogate_loss
 from stepdistill.testing import GaussianTeacher
 
 SCHEDULES = {
     "vp": schedule_from_scheduler(
-        {
-            "num_train_timesteps": 1000,
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-        }
+        {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     ),
     "flow": FlowSchedule(),
     "edm": EDMSchedule(),
@@ -82,9 +66,7 @@ def test_the_normaliser_is_per_sample():
     whole = dm_gradient(x0, real, fake)
     for i in range(4):
         torch.testing.assert_close(whole[i], (fake - real)[i] / (x0 - real)[i].abs().mean())
-        torch.testing.assert_close(
-            whole[i : i + 1], dm_gradient(x0[i : i + 1], real[i : i + 1], fake[i : i + 1])
-        )
+        torch.testing.assert_close(whole[i : i + 1], dm_gradient(x0[i : i + 1], real[i : i + 1], fake[i : i + 1]))
 
 
 def test_the_normaliser_has_a_floor():

@@ -25,10 +25,7 @@ from stepdistill.metrics import (
     kernel_distance,
     precision_recall_density_coverage,
 )
-from stepdistill.metrics.distances import (
-    frechet_distance_of_features,
-    kernel_distance_of_subsets,
-)
+from stepdistill.metrics.distances import frechet_distance_of_features, kernel_distance_of_subsets
 from stepdistill.metrics.networks.base import FeatureNetwork
 
 if TYPE_CHECKING:  # the spawned processes import this module: keep transformers out of it

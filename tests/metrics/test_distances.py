@@ -70,8 +70,7 @@ def test_singular_covariances_agree_with_the_nuclear_norm() -> None:
 def test_all_methods_agree() -> None:
     x, y = FeatureStats.of(features(200, 24)), FeatureStats.of(features(150, 24, seed=1, offset=0.3))
     values = [
-        frechet_distance(x.mean, x.cov, y.mean, y.cov, method=method)
-        for method in ("cholesky", "eigh", "svd", "auto")
+        frechet_distance(x.mean, x.cov, y.mean, y.cov, method=method) for method in ("cholesky", "eigh", "svd", "auto")
     ]
     assert max(values) - min(values) < 1e-11 * values[0]
     assert values[0] == values[3]

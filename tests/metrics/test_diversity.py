@@ -8,16 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from stepdistill.metrics import (
-    LPIPS,
-    PromptDiversity,
-    vendi_score,
-)
+from stepdistill.metrics import LPIPS, PromptDiversity, vendi_score
 from stepdistill.metrics.diversity import mean_pairwise_cosine
 from stepdistill.metrics.networks.base import FeatureNetwork
-from stepdistill.metrics.preprocess import (
-    quantise,
-)
+from stepdistill.metrics.preprocess import quantise
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -43,9 +37,7 @@ def test_vendi_is_the_entropy_of_the_cosines(n: int) -> None:
     unit = features / features.norm(dim=1, keepdim=True)
     eigenvalues = np.linalg.eigvalsh((unit @ unit.T / n).numpy())
     eigenvalues = eigenvalues[eigenvalues > 1e-14]
-    assert vendi_score(features) == pytest.approx(
-        math.exp(-(eigenvalues * np.log(eigenvalues)).sum()), rel=1e-9
-    )
+    assert vendi_score(features) == pytest.approx(math.exp(-(eigenvalues * np.log(eigenvalues)).sum()), rel=1e-9)
 
 
 def test_mean_cosine_is_the_mean_over_pairs() -> None:

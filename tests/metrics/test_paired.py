@@ -7,16 +7,9 @@ import math
 import pytest
 import torch
 
-from stepdistill.metrics import (
-    LPIPS,
-    PairedSimilarity,
-    psnr,
-    ssim,
-)
+from stepdistill.metrics import LPIPS, PairedSimilarity, psnr, ssim
 from stepdistill.metrics.networks.base import FeatureNetwork
-from stepdistill.metrics.preprocess import (
-    quantise,
-)
+from stepdistill.metrics.preprocess import quantise
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

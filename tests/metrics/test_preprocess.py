@@ -7,9 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import (
-    CLIPImageProcessorPil,
-)
+from transformers import CLIPImageProcessorPil
 
 from stepdistill.metrics.networks.inception import VARIANTS
 from stepdistill.metrics.preprocess import (
@@ -106,9 +104,7 @@ def test_clean_resize_is_clean_fids() -> None:
         [79.46493530273438, 189.0405731201172, 161.36764526367188, 92.29658508300781],
     ]
     assert torch.equal(up, torch.tensor(expected))
-    assert (
-        float((VARIANTS["clean_fast"].resize(picture(), 30) - pil_bicubic(picture(), 30)).abs().max()) < 1e-3
-    )
+    assert float((VARIANTS["clean_fast"].resize(picture(), 30) - pil_bicubic(picture(), 30)).abs().max()) < 1e-3
 
 
 def test_tensorflow_resize_reads_without_the_half_pixel() -> None:
@@ -122,11 +118,7 @@ def test_tensorflow_resize_reads_without_the_half_pixel() -> None:
 SHAPES = [(40, 40), (37, 61), (64, 33), (16, 16), (9, 30)]
 
 
-PREPROCESS = [
-    Preprocess(16),
-    Preprocess(16, resize="tensor"),
-    Preprocess(16, first_square=24),
-]
+PREPROCESS = [Preprocess(16), Preprocess(16, resize="tensor"), Preprocess(16, first_square=24)]
 
 
 def random_bytes(height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -11,11 +11,7 @@ import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    FeatureStats,
-    ReferenceStats,
-    load_reference_features,
-)
+from stepdistill.metrics import FeatureStats, ReferenceStats, load_reference_features
 
 
 def features(n: int, d: int, seed: int = 0, offset: float = 0.0) -> torch.Tensor:

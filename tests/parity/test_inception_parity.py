@@ -93,9 +93,7 @@ def test_clean_is_clean_fid_from_files_to_the_distance(
     ours, theirs = [], []
     for folder in folders:
         theirs.append(
-            fid.get_folder_features(
-                str(folder), clean_model, num_workers=0, device=torch.device("cpu"), verbose=False
-            )
+            fid.get_folder_features(str(folder), clean_model, num_workers=0, device=torch.device("cpu"), verbose=False)
         )
         ours.append(torch.cat([extractor(batch) for batch in read_pictures(image_files(folder), 4)]))
         assert relative_error(ours[-1], torch.from_numpy(theirs[-1])) < 1e-6

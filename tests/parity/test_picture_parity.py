@@ -10,13 +10,7 @@ import torch
 from PIL import Image
 
 from stepdistill.metrics.networks.lpips import LPIPS, TRUNKS
-from stepdistill.metrics.preprocess import (
-    centre_crop,
-    pil_bicubic,
-    square,
-    tensorflow_bilinear,
-    to_pictures,
-)
+from stepdistill.metrics.preprocess import centre_crop, pil_bicubic, square, tensorflow_bilinear, to_pictures
 from stepdistill.testing.networks import fill_at_random
 
 

@@ -29,9 +29,7 @@ class _BeforeTorchvision(importlib.abc.MetaPathFinder):
     def __init__(self) -> None:
         self.is_done = False
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
         del path, target
         if fullname == "torchvision" and not self.is_done:
             self.is_done = True

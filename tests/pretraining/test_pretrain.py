@@ -42,12 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
             "caption_projection_dim": 32,
             "pooled_projection_dim": 32,
         },
-        "text_2": {
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_attention_heads": 1,
-            "projection_dim": 16,
-        },
+        "text_2": {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1, "projection_dim": 16},
     },
 }
 
@@ -58,9 +53,7 @@ def small_recipe(stage: str, folder: Path) -> Path:
     for part, entries in SMALL[stage].items():
         document["network"][part] |= entries
     if stage == "clip":
-        document["network"]["vision"]["num_attention_heads"] = document["network"]["text"][
-            "num_attention_heads"
-        ] = 1
+        document["network"]["vision"]["num_attention_heads"] = document["network"]["text"]["num_attention_heads"] = 1
     document["train"] |= {"max_train_steps": 3, "batch_size": 4, "warmup_steps": 1, "log_every": 1}
     document["train"] |= {"mixed_precision": "no", "checkpointing_steps": 2, "compile": False}
     document["output_dir"] = str(folder / stage)
@@ -88,14 +81,10 @@ def test_the_exports_load_in_stock_libraries(trained: Path) -> None:
     assert CLIPModel.from_pretrained(trained / "clip/export").dtype == torch.float32
     assert len(tokenizer("mammal on blue", padding="max_length").input_ids) == 16
     sd = StableDiffusionPipeline.from_pretrained(trained / "sd/export")
-    sd3 = StableDiffusion3Pipeline.from_pretrained(
-        trained / "sd3/export", text_encoder_3=None, tokenizer_3=None
-    )
+    sd3 = StableDiffusion3Pipeline.from_pretrained(trained / "sd3/export", text_encoder_3=None, tokenizer_3=None)
     for pipeline in (sd, sd3):
         pipeline.set_progress_bar_config(disable=True)
-        images = pipeline(
-            "mammal on blue", height=64, width=64, num_inference_steps=2, output_type="pt"
-        ).images
+        images = pipeline("mammal on blue", height=64, width=64, num_inference_steps=2, output_type="pt").images
         assert images.shape == (1, 3, 64, 64)
         assert images.isfinite().all()
 

@@ -4,30 +4,13 @@ import torch
 from stepdistill.denoisers.config import Roles
 from stepdistill.diffusion.conditioning import Conditioning
 from stepdistill.diffusion.guidance import Guidance
-from stepdistill.diffusion.schedules.families import (
-    EDMSchedule,
-    FlowSchedule,
-    TrigSchedule,
-    schedule_from_scheduler,
-)
+from stepdistill.diffusion.schedules.families import EDMSchedule, FlowSchedule, TrigSchedule, schedule_from_scheduler
 from stepdistill.errors import UserError
-from stepdistill.testing import (
-    AffineDenoiser,
-    GaussianDenoiser,
-    GaussianTeacher,
-    MixtureTeacher,
-    MLPDenoiser,
-    fit,
-)
+from stepdistill.testing import AffineDenoiser, GaussianDenoiser, GaussianTeacher, MixtureTeacher, MLPDenoiser, fit
 
 SCHEDULES = {
     "vp": schedule_from_scheduler(
-        {
-            "num_train_timesteps": 1000,
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-        }
+        {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     ),
     "flow": FlowSchedule(),
     "edm": EDMSchedule(),
@@ -53,9 +36,7 @@ def gaussian(schedule, prediction="v"):
 def mixture(schedule, prediction="v", dim=1):
     means = torch.tensor([[-1.5], [1.0], [2.0]]).double().repeat(1, dim)
     stds = torch.tensor([0.3, 0.5, 0.1]).double()
-    return MixtureTeacher(
-        torch.tensor([0.3, 0.5, 0.2]).double(), means, stds, schedule, prediction=prediction
-    )
+    return MixtureTeacher(torch.tensor([0.3, 0.5, 0.2]).double(), means, stds, schedule, prediction=prediction)
 
 
 def times(n, lo=0.05, hi=0.95):
@@ -111,18 +92,14 @@ def test_a_mixture_of_one_is_the_gaussian(schedule):
     s = 0.5 * t
     torch.testing.assert_close(one.flow_map(x_t, t, s), reference.flow_map(x_t, t, s), rtol=1e-6, atol=1e-6)
     zero = torch.zeros_like(t)
-    torch.testing.assert_close(
-        one.flow_map(x_t, t, zero), reference.flow_map(x_t, t, zero), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(one.flow_map(x_t, t, zero), reference.flow_map(x_t, t, zero), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [gaussian, mixture])
 def test_the_flow_map_is_a_semigroup(schedule, make):
     teacher = make(schedule)
     t = times(10)
-    x = schedule.add_noise(
-        normal(10, *teacher.latent_shape()), normal(10, *teacher.latent_shape(), seed=1), t
-    )
+    x = schedule.add_noise(normal(10, *teacher.latent_shape()), normal(10, *teacher.latent_shape(), seed=1), t)
     middle, s = 0.6 * t, 0.3 * t
     torch.testing.assert_close(teacher.flow_map(x, t, t), x, rtol=1e-7, atol=1e-7)
     composed = teacher.flow_map(teacher.flow_map(x, t, middle), middle, s)

@@ -28,9 +28,7 @@ class Slopes(Distiller):
 
     paper = "https://arxiv.org/abs/1412.6980"
 
-    def __init__(
-        self, *, student: Sequence[float], critic: Sequence[float], factors: Sequence[float] = ()
-    ) -> None:
+    def __init__(self, *, student: Sequence[float], critic: Sequence[float], factors: Sequence[float] = ()) -> None:
         super().__init__(GaussianTeacher(0.0, 1.0))
         self.turns = lambda step: ("student", "critic")
         self.critic = self.add_network("critic", nn.Linear(1, 1), turn="critic")

@@ -29,9 +29,7 @@ def decay_at(n: int, decay: float) -> float:
 
 @pytest.mark.parametrize("num_updates", [1, 2, 7, 8, 30])
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
-def test_a_weight_that_jumps_to_one_is_followed_at_the_warmed_up_decay(
-    num_updates: int, decay: float
-) -> None:
+def test_a_weight_that_jumps_to_one_is_followed_at_the_warmed_up_decay(num_updates: int, decay: float) -> None:
     """From 0 to 1 and constant: the average is 1 - prod_n min(decay, (1 + n) / (10 + n))."""
     expected = 1 - math.prod(decay_at(n, decay) for n in range(1, num_updates + 1))
     ema = averaged([1.0] * num_updates, decay)

@@ -89,9 +89,7 @@ class ClipScores:
 @pytest.fixture(autouse=True)
 def _tiny_clip_and_no_export(monkeypatch: pytest.MonkeyPatch, clip: ClipFeatures) -> None:
     monkeypatch.setitem(extractors.EXTRACTORS, "clip/vit-l-14-openai", lambda *_: ClipScores(clip))
-    monkeypatch.setattr(
-        "stepdistill.training.run.export_student", lambda *_: None
-    )  # loads in a fresh process
+    monkeypatch.setattr("stepdistill.training.run.export_student", lambda *_: None)  # loads in a fresh process
 
 
 def test_a_run_evaluates_the_protocol_of_its_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,17 +167,13 @@ def built(name: str, *overrides: str) -> tuple[Distiller, Recipe]:
         ("emoji_phased_dmd_4step", "[2,4]", [2, 4]),
     ],
 )
-def test_a_student_is_drawn_at_each_number_of_steps(
-    recipe_name: str, steps: str, expected: list[int]
-) -> None:
+def test_a_student_is_drawn_at_each_number_of_steps(recipe_name: str, steps: str, expected: list[int]) -> None:
     rows = student_rows(*built(recipe_name, f"validation.evaluated_steps={steps}"))
     assert [row.model.steps for row in rows] == expected
     painters = [row.painter for row in rows if isinstance(row.painter, Generation)]
     assert len({id(painter.pipeline) for painter in painters}) == 1
     times = [
-        len(painter.scheduler.timesteps)
-        for painter in painters
-        if generate(painter, ["fox"], [0]).isfinite().all()
+        len(painter.scheduler.timesteps) for painter in painters if generate(painter, ["fox"], [0]).isfinite().all()
     ]
     assert times == expected
 
@@ -203,9 +197,7 @@ def test_coverage_is_measured_if_the_recipe_asks_for_it(asked: bool) -> None:
     assert (plan.metrics is not None and "caption_coverage" in plan.metrics) == asked
 
 
-def test_teacher_and_students_are_evaluated_as_the_recipe_says(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_teacher_and_students_are_evaluated_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[RunEvaluation, Any, list[Drawn]]] = []
     monkeypatch.setattr(RunEvaluation, "run", lambda *call: seen.append(call) or {})
     distiller, recipe = built("emoji_lcm_4step", "validation.num_evaluated=16", "train.mixed_precision=bf16")

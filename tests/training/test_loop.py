@@ -48,9 +48,7 @@ def read(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_average_is_validated_before_the_first_step_when_due_and_at_the_end(
-    sloped: Build, tmp_path: Path
-) -> None:
+def test_the_average_is_validated_before_the_first_step_when_due_and_at_the_end(sloped: Build, tmp_path: Path) -> None:
     watcher, trainer = watched(sloped, max_train_steps=5, learning_rate=0.1, ema_decay=0.999)
     assert list(watcher.seen) == [0, 2, 4, 5]
     second = 3 / 12 * (2 / 11 * 1.0 + 9 / 11 * 0.9) + 9 / 12 * 0.8

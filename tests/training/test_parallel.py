@@ -116,18 +116,11 @@ if trainer.is_main:
 @pytest.mark.slow
 def test_experts_that_are_not_at_turn_rest_in_two_processes_too(tmp_path: Path) -> None:
     script, out = tmp_path / "worker.py", tmp_path / "two.pt"
-    script.write_text(
-        WORKER.format(tests=str(Path(__file__).parent), run=str(tmp_path / "two"), out=str(out))
-    )
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), run=str(tmp_path / "two"), out=str(out)))
     launch = ["torch.distributed.run", "--nproc_per_node=2", "--master_port=29613", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", *launch],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=240,
-        check=False,
+        [sys.executable, "-m", *launch], capture_output=True, text=True, env=environment, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     single = build(tmp_path / "one", train_batch_size=2)

@@ -38,11 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(method: dict[str, Any], model: str = "x", mode: str = "shared") -> Recipe:
     return parse_recipe(
-        {
-            "model": {"pretrained_model_name_or_path": model},
-            "roles": {"rank": 2, "mode": mode},
-            "method": method,
-        }
+        {"model": {"pretrained_model_name_or_path": model}, "roles": {"rank": 2, "mode": mode}, "method": method}
     )
 
 

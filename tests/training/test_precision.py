@@ -62,7 +62,5 @@ def test_the_keys_gradient_counts_too(plain: list[object]) -> None:
 def test_only_a_cpu_in_bf16_without_recomputation_needs_it(
     device: str, mixed_precision: str, gradient_checkpointing: bool, expected: bool
 ) -> None:
-    found = attention_kernels(
-        torch.device(device), mixed_precision, gradient_checkpointing=gradient_checkpointing
-    )
+    found = attention_kernels(torch.device(device), mixed_precision, gradient_checkpointing=gradient_checkpointing)
     assert isinstance(found, PlainAttentionWhereShort) == expected

@@ -6,13 +6,7 @@ import pytest
 import torch
 
 from stepdistill.training import parallel
-from stepdistill.training.parallel import (
-    any_process,
-    average_gradients,
-    is_distributed,
-    share_of,
-    sum_over_processes,
-)
+from stepdistill.training.parallel import any_process, average_gradients, is_distributed, share_of, sum_over_processes
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from stepdistill.errors import UserError
-from stepdistill.training.recipe import (
-    Recipe,
-    TrainConfig,
-    apply_override,
-    did_you_mean,
-    load_recipe,
-    parse_recipe,
-)
+from stepdistill.training.recipe import Recipe, TrainConfig, apply_override, did_you_mean, load_recipe, parse_recipe
 
 
 def document(**sections: Any) -> dict[str, Any]:

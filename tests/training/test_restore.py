@@ -38,10 +38,7 @@ def run_dir(distiller: Distiller, tmp_path_factory: pytest.TempPathFactory) -> P
     average = {str(number): torch.full_like(p, 2.0) for number, p in enumerate(parameters)}
 
     def student(value: float) -> dict[str, Tensor]:
-        return {
-            name: torch.full_like(tensor, value)
-            for name, tensor in distiller.student.role_state_dict().items()
-        }
+        return {name: torch.full_like(tensor, value) for name, tensor in distiller.student.role_state_dict().items()}
 
     ema = {**average, "num_updates": torch.tensor(5)}
     save_checkpoint(folder, 9, {"student": student(1.0), "ema": ema}, {})
@@ -50,9 +47,7 @@ def run_dir(distiller: Distiller, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize(("which", "value"), [("last", 2.0), ("best", 3.0)])
-def test_the_averaged_student_comes_back(
-    distiller: Distiller, run_dir: Path, which: str, value: float
-) -> None:
+def test_the_averaged_student_comes_back(distiller: Distiller, run_dir: Path, which: str, value: float) -> None:
     load_student_of(run_dir, distiller, RECIPE, which=which)  # type: ignore[arg-type]
     assert {tensor.unique().item() for tensor in distiller.student.role_state_dict().values()} == {value}
 

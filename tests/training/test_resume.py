@@ -59,10 +59,7 @@ def best(run_dir: Path) -> tuple[str, float, float]:
 
 def scored(sloped: Build, distances: Mapping[int, float], max_train_steps: int) -> Trainer:
     trainer, _ = sloped(
-        validation=ValidationConfig(every=1),
-        max_train_steps=max_train_steps,
-        learning_rate=0.1,
-        ema_decay=0.0,
+        validation=ValidationConfig(every=1), max_train_steps=max_train_steps, learning_rate=0.1, ema_decay=0.0
     )
     trainer.build_validator = lambda: Scores(distances)  # type: ignore[method-assign]
     trainer.fit()
@@ -105,9 +102,7 @@ def test_the_cost_of_all_attempts_is_summed(sloped: Build, tmp_path: Path) -> No
     assert record["peak_memory_mib"] >= first["peak_memory_mib"] > 0
 
 
-def test_moments_rates_and_the_average_are_those_of_the_uninterrupted_run(
-    sloped: Build, tmp_path: Path
-) -> None:
+def test_moments_rates_and_the_average_are_those_of_the_uninterrupted_run(sloped: Build, tmp_path: Path) -> None:
     """Slopes that change show what Adam remembers."""
     settings = {"factors": [1.0, -0.5, 0.25, 1.0, 2.0], "lr_scheduler": "linear", "lr_warmup_steps": 2}
     whole, expected = sloped(**settings, max_train_steps=5, output_dir=str(tmp_path / "whole"))
@@ -129,9 +124,7 @@ def test_null_starts_over_and_a_folder_is_resumed(sloped: Build, tmp_path: Path)
     _, distiller = build = sloped(max_train_steps=2, resume_from_checkpoint=None)
     build[0].fit()
     assert len(distiller.seen["student"]) == 2
-    _, distiller = build = sloped(
-        max_train_steps=4, resume_from_checkpoint=str(tmp_path / "run/checkpoints/step_3")
-    )
+    _, distiller = build = sloped(max_train_steps=4, resume_from_checkpoint=str(tmp_path / "run/checkpoints/step_3"))
     build[0].fit()
     assert distiller.seen["student"] == [[pytest.approx(0.7), pytest.approx(-0.3)]]
 

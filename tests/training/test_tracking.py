@@ -35,11 +35,7 @@ def test_values_per_sample_are_averaged_by_noise_level(tmp_path: Path) -> None:
     t = torch.tensor([0.0, 0.1, 0.2, 0.85, 1.0])
     tracker.add("student", {"error": PerTime(torch.tensor([1.0, 3.0, 7.0, 10.0, 20.0]), t)})
     tracker.add("student", {"error": PerTime(torch.tensor([5.0]), torch.tensor([0.15]))})
-    assert tracker.means() == {
-        "student/error_t0.0": 3.0,
-        "student/error_t0.2": 7.0,
-        "student/error_t0.8": 15.0,
-    }
+    assert tracker.means() == {"student/error_t0.0": 3.0, "student/error_t0.2": 7.0, "student/error_t0.8": 15.0}
 
 
 def test_lines_after_the_step_of_a_resume_are_of_an_abandoned_attempt(tmp_path: Path) -> None:
@@ -52,9 +48,7 @@ def test_lines_after_the_step_of_a_resume_are_of_an_abandoned_attempt(tmp_path: 
     assert [(line["step"], line["x"]) for line in lines(resumed)][-1] == (5, -1.0)
 
 
-def test_other_trackers_get_the_same_numbers_and_are_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_trackers_get_the_same_numbers_and_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Listener:
         def __init__(self) -> None:
             self.heard: list[Any] = []

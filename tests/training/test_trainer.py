@@ -219,17 +219,8 @@ if trainer.is_main:
 @pytest.mark.slow
 def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
     script, out = tmp_path / "worker.py", tmp_path / "two.pt"
-    script.write_text(
-        WORKER.format(tests=str(Path(__file__).parent), run=str(tmp_path / "two"), out=str(out))
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_port=29611",
-        str(script),
-    ]
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), run=str(tmp_path / "two"), out=str(out)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

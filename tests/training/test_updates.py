@@ -75,9 +75,7 @@ def test_the_rate_stays_at_its_end_beyond_the_last_step() -> None:
 
 def test_a_gradient_ten_times_too_long_counts_as_one_of_the_bound(sloped: Build) -> None:
     """(30, 40) has norm 50; at max_grad_norm 5 Adam takes in (3, 4), and a short gradient as it comes."""
-    trainer, _ = sloped(
-        student=(30.0, 40.0), critic=(0.3, 0.4), max_grad_norm=5.0, adam_beta1=0.9, adam_beta2=0.99
-    )
+    trainer, _ = sloped(student=(30.0, 40.0), critic=(0.3, 0.4), max_grad_norm=5.0, adam_beta1=0.9, adam_beta2=0.99)
     trainer.fit()
     assert moments(trainer, "student", "exp_avg") == pytest.approx([0.1 * 3.0, 0.1 * 4.0], rel=1e-4)
     assert moments(trainer, "student", "exp_avg_sq") == pytest.approx([0.01 * 9.0, 0.01 * 16.0], rel=1e-4)
@@ -118,9 +116,7 @@ def test_no_gradient_is_left_for_the_next_step(sloped: Build) -> None:
 
 
 def test_weights_decay_without_a_gradient(sloped: Build) -> None:
-    trainer, distiller = sloped(
-        student=(0.0, 0.0), adam_weight_decay=0.5, learning_rate=0.1, max_train_steps=3
-    )
+    trainer, distiller = sloped(student=(0.0, 0.0), adam_weight_decay=0.5, learning_rate=0.1, max_train_steps=3)
     trainer.fit()
     assert distiller.weights("student").tolist() == pytest.approx([(1 - 0.1 * 0.5) ** 3, 0.0], rel=1e-5)
 

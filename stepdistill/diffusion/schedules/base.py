@@ -88,9 +88,7 @@ class NoiseSchedule(ABC):
         """Return (alpha, sigma) at an endpoint of a jump: the clean data (1, 0) at s = 0."""
         clean = s <= 0
         alpha, sigma = self.alpha(s), self.sigma(s)
-        return torch.where(clean, torch.ones_like(alpha), alpha), torch.where(
-            clean, torch.zeros_like(sigma), sigma
-        )
+        return torch.where(clean, torch.ones_like(alpha), alpha), torch.where(clean, torch.zeros_like(sigma), sigma)
 
     def add_noise(self, x0: Latents, eps: Latents, t: Times) -> Latents:
         """Return x_t = alpha x0 + sigma eps in the dtype of x0.

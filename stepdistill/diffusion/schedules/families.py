@@ -63,9 +63,7 @@ class VPSchedule(NoiseSchedule):
 
     def d_sigma(self, t: Times) -> Times:
         log_snr, slope = self._log_snr(self._index(t)), self._slope(t)
-        return (-0.5 * slope * torch.exp(0.5 * logsigmoid(-log_snr) + logsigmoid(log_snr))).to(
-            result_dtype(t)
-        )
+        return (-0.5 * slope * torch.exp(0.5 * logsigmoid(-log_snr) + logsigmoid(log_snr))).to(result_dtype(t))
 
     def log_snr(self, t: Times) -> Times:
         return self._log_snr(self._index(t)).to(result_dtype(t))

@@ -16,8 +16,7 @@ class GuidedConfig(DistillerConfig):
     """Options of guidance and of the loss's space, for every method of the family."""
 
     guidance_range: tuple[float, float] | None = Field(
-        default=None,
-        description="[lowest, highest] guidance scale, drawn per sample; null: always guidance_scale",
+        default=None, description="[lowest, highest] guidance scale, drawn per sample; null: always guidance_scale"
     )
     embed_guidance: bool = Field(
         default=False,
@@ -52,13 +51,10 @@ class LCMConfig(GuidedConfig):
     )
     stage_steps: int = Field(default=1000, ge=1, description="iterations per stage, except the last")
     target: Literal["online", "ema"] = Field(
-        default="online",
-        description="target network: the student itself (LCM-LoRA, PCM) or its average (LCM)",
+        default="online", description="target network: the student itself (LCM-LoRA, PCM) or its average (LCM)"
     )
     target_decay: float = Field(default=0.95, ge=0.0, lt=1.0, description="decay of that average")
-    huber_c: float = Field(
-        default=1e-3, ge=0.0, description="error at which the loss turns from quadratic to linear"
-    )
+    huber_c: float = Field(default=1e-3, ge=0.0, description="error at which the loss turns from quadratic to linear")
 
     @property
     def sampler_kind(self) -> SamplerKind:
@@ -85,9 +81,7 @@ class SCMConfig(GuidedConfig):
         default=1000, ge=0, description="iterations over which the student's own derivative comes in"
     )
     tangent_constant: float = Field(default=0.1, ge=0, description="c of the normalisation g / (rms(g) + c)")
-    learn_variance: bool = Field(
-        default=True, description="learn a weight of times, the log-variance of the loss"
-    )
+    learn_variance: bool = Field(default=True, description="learn a weight of times, the log-variance of the loss")
     time_mean: float = Field(default=-0.3, description="mean of log(sigma / alpha) of the training times")
     time_std: float = Field(default=1.4, gt=0, description="standard deviation of log(sigma / alpha)")
 
@@ -123,21 +117,14 @@ class TBCMConfig(SCMConfig):
     """Options of trajectory-backward consistency."""
 
     form: Literal["continuous", "discrete"] = Field(
-        default="continuous",
-        description="tangents at the states (the paper), or agreement of successive states",
+        default="continuous", description="tangents at the states (the paper), or agreement of successive states"
     )
-    route_points: int = Field(
-        default=16, ge=2, description="teacher calls per trajectory, each a training point"
-    )
+    route_points: int = Field(default=16, ge=2, description="teacher calls per trajectory, each a training point")
     calm_after: int | None = Field(
-        default=None,
-        ge=0,
-        description="iteration from which the student's own derivative is damped; null: never",
+        default=None, ge=0, description="iteration from which the student's own derivative is damped; null: never"
     )
     huber_c: float = Field(
-        default=1e-3,
-        ge=0.0,
-        description="discrete form: error at which the loss turns from quadratic to linear",
+        default=1e-3, ge=0.0, description="discrete form: error at which the loss turns from quadratic to linear"
     )
 
     @property

@@ -59,9 +59,7 @@ class SANASprint(SCM):
         dF = self.derivative(x_t, teacher, student_cond)
         x_gan, t_gan = self.adversarial_input(x0, rng)
         F = self.balanced_field(
-            torch.cat([x_t, x_gan]),
-            torch.cat([teacher.t, t_gan]),
-            Conditioning.cat([student_cond, student_cond]),
+            torch.cat([x_t, x_gan]), torch.cat([teacher.t, t_gan]), Conditioning.cat([student_cond, student_cond])
         )
         handoff = Handoff(F, self.student)
         F, F_gan = handoff.leaf.chunk(2)

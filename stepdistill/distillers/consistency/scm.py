@@ -89,9 +89,7 @@ class SCM(Distiller):
         """cos t sin t dF/dt of the student along the teacher's ODE."""
         direction = noise_direction(teacher, self.schedule)
         how, step = self.config.tangent, self.config.tangent_step
-        return directional_derivative(
-            partial(self.field, cond=cond), x_t, teacher.t, *direction, how=how, step=step
-        )
+        return directional_derivative(partial(self.field, cond=cond), x_t, teacher.t, *direction, how=how, step=step)
 
     def tangent_losses(self, F: Latents, dF: Latents, x_t: Latents, teacher: Denoised, step: int) -> Losses:
         """Inject the normalised tangent into F; log the raw one, as the loss itself has no scale."""

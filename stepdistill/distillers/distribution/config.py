@@ -17,8 +17,7 @@ class DistributionMatchingConfig(DistillerConfig):
     """Options every method of the family has."""
 
     rollout: SamplerKind = Field(
-        default="sde",
-        description="student steps: x0 plus fresh noise (sde), or plus the estimated noise (ode)",
+        default="sde", description="student steps: x0 plus fresh noise (sde), or plus the estimated noise (ode)"
     )
     student_every: int = Field(
         default=5, ge=1, description="update the critics every iteration, the student every k-th"
@@ -27,19 +26,11 @@ class DistributionMatchingConfig(DistillerConfig):
         default=(0.0, 1.0),
         description="times between which the teacher is guided; guidance at high noise adds contrast",
     )
-    renoise_lo: float = Field(
-        default=0.02, ge=0.0, le=1.0, description="lowest time at which scores are compared"
-    )
-    renoise_hi: float = Field(
-        default=0.98, ge=0.0, le=1.0, description="highest time at which scores are compared"
-    )
-    renoise_shift: float = Field(
-        default=1.0, gt=0.0, description="shift of these times towards noise; 1 is uniform"
-    )
+    renoise_lo: float = Field(default=0.02, ge=0.0, le=1.0, description="lowest time at which scores are compared")
+    renoise_hi: float = Field(default=0.98, ge=0.0, le=1.0, description="highest time at which scores are compared")
+    renoise_shift: float = Field(default=1.0, gt=0.0, description="shift of these times towards noise; 1 is uniform")
     critic_shift: float = Field(
-        default=1.0,
-        gt=0.0,
-        description="shift of the fake score's training times towards noise; 1 is uniform",
+        default=1.0, gt=0.0, description="shift of the fake score's training times towards noise; 1 is uniform"
     )
     critic_space: CriticSpace = Field(
         default="own",
@@ -89,12 +80,8 @@ class DMDConfig(FakeScorePerStepConfig):
     num_steps: int = Field(
         default=1, ge=1, le=8, description="student network calls per image; only the first is regressed"
     )
-    guidance_scale: float = Field(
-        default=3.0, ge=0.0, description="guidance scale of the teacher; 1.0 is off"
-    )
-    student_every: int = Field(
-        default=1, ge=1, description="1: update student and fake score every iteration"
-    )
+    guidance_scale: float = Field(default=3.0, ge=0.0, description="guidance scale of the teacher; 1.0 is off")
+    student_every: int = Field(default=1, ge=1, description="1: update student and fake score every iteration")
     regression: Literal["auto", "lpips", "pseudo_huber"] = Field(
         default="auto", description="distance to the teacher's images; auto: lpips if installed"
     )
@@ -105,12 +92,9 @@ class PhasedDMDConfig(DistributionMatchingConfig):
     """Options of Phased DMD."""
 
     rollout: SamplerKind = Field(
-        default="ode",
-        description="student steps: x0 plus the estimated noise (ode, the paper), or fresh noise (sde)",
+        default="ode", description="student steps: x0 plus the estimated noise (ode, the paper), or fresh noise (sde)"
     )
-    num_phases: int = Field(
-        default=2, ge=1, description="number of phases; each has one expert and as many steps"
-    )
+    num_phases: int = Field(default=2, ge=1, description="number of phases; each has one expert and as many steps")
     phase_iterations: int | None = Field(
         default=None, ge=1, description="iterations per phase, trained one after the other; null: alternate"
     )
@@ -124,33 +108,23 @@ class SwiftBrushConfig(DistributionMatchingConfig):
     """Options of SwiftBrush and its variants."""
 
     num_steps: int = Field(default=1, ge=1, le=8, description="student network calls per image")
-    guidance_scale: float = Field(
-        default=4.5, ge=0.0, description="guidance scale of the teacher; 1.0 is off"
-    )
+    guidance_scale: float = Field(default=4.5, ge=0.0, description="guidance scale of the teacher; 1.0 is off")
     guidance_scale_max: float | None = Field(
-        default=None,
-        ge=0.0,
-        description="PG-SB: draw the scale between guidance_scale and this; null: constant",
+        default=None, ge=0.0, description="PG-SB: draw the scale between guidance_scale and this; null: constant"
     )
     fake_guidance_scale: float | None = Field(
         default=None,
         description="guidance scale of the fake score; null: the teacher's (VSD), 1 - lambda: ESD, 1.0: off (DMD, DSD)",
     )
-    student_every: int = Field(
-        default=1, ge=1, description="1: update student and fake score every iteration"
-    )
+    student_every: int = Field(default=1, ge=1, description="1: update student and fake score every iteration")
     critic_space: CriticSpace = Field(
         default="eps", description="prediction in which the fake score's error is taken, times alpha^2"
     )
     prompt_dropout: float = Field(
-        default=0.1,
-        ge=0.0,
-        le=1.0,
-        description="share of the fake score's samples trained without their prompt",
+        default=0.1, ge=0.0, le=1.0, description="share of the fake score's samples trained without their prompt"
     )
     reward: RewardConfig | None = Field(
-        default=None,
-        description="v2: differentiable scorer of image and prompt (emoji_clip, clip/...); null: off",
+        default=None, description="v2: differentiable scorer of image and prompt (emoji_clip, clip/...); null: off"
     )
     clip_weight: float = Field(default=0.1, ge=0.0, description="v2: weight of the clamped reward")
     clip_threshold: float = Field(

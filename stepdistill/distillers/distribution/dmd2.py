@@ -54,9 +54,7 @@ class DMD2(DistributionMatching):
         if self.gan is not None:  # section 4.3: softplus(-D(x_t))
             backbone = self.teacher if self.config.gan.features == "teacher" else self.fake_score_of(samples)
             terms["gan_student"] = self.gan.student_loss(backbone, handoff.leaf, batch.cond, rng)
-        return Losses(
-            terms, self.weights(), matching_curves(samples, scores, gradient), handoff, samples.detach()
-        )
+        return Losses(terms, self.weights(), matching_curves(samples, scores, gradient), handoff, samples.detach())
 
     def critic_step(self, batch: Batch, samples: Samples | None = None) -> Losses:
         """Fit the fake score to the student's samples (DMD eq. 6), and the heads to tell them from real latents."""

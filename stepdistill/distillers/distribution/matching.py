@@ -115,13 +115,7 @@ class DistributionMatching(Distiller):
 
 
 def renoise(
-    schedule: NoiseSchedule,
-    samples: Samples,
-    law: ShiftedUniform,
-    rng: RandomStream,
-    *,
-    t_name: str,
-    eps_name: str,
+    schedule: NoiseSchedule, samples: Samples, law: ShiftedUniform, rng: RandomStream, *, t_name: str, eps_name: str
 ) -> tuple[Latents, Times, Latents]:
     """Draw x_t ~ q(x_t | x_s) at times of a law, restricted to those above s.
 

@@ -26,8 +26,7 @@ class PSOConfig(DistillerConfig):
         description="online: a reward ranks samples; offline: images against samples; hinge: offline without a reference",
     )
     rollout: SamplerKind = Field(
-        default="sde",
-        description="student steps: x0 plus fresh noise (sde), or ode, which cannot be tuned online",
+        default="sde", description="student steps: x0 plus fresh noise (sde), or ode, which cannot be tuned online"
     )
     kernel: Kernel = Field(
         default="renoise", description="online: transition kernel; ancestral for Euler-ancestral students"
@@ -39,12 +38,9 @@ class PSOConfig(DistillerConfig):
     shared_start: bool = Field(
         default=False, description="online: start both trajectories of a prompt from the same noise"
     )
-    beta: float = Field(
-        default=50.0, gt=0.0, description="inverse temperature of the margin, given the reduction"
-    )
+    beta: float = Field(default=50.0, gt=0.0, description="inverse temperature of the margin, given the reduction")
     reduction: Reduction = Field(
-        default="mean",
-        description="over a latent's elements; with mean, beta is D times that of the formulae",
+        default="mean", description="over a latent's elements; with mean, beta is D times that of the formulae"
     )
     clip_range: float | None = Field(
         default=0.1, gt=0.0, lt=1.0, description="online: clip ratios to 1 +- this; null: unclipped"

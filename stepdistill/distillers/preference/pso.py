@@ -100,9 +100,7 @@ class PSO(Distiller):
         drawn_from = self.teacher if config.losers == "reference" else self.student
         losers = sample(drawn_from, self.sampler(), rng.normal("noise", batch.shape), cond, rng)
         t = Grid(self.sampler().times)(rng.uniform("t"))
-        eps = rng.normal(
-            "eps", batch.shape
-        )  # shared by the pair, so that its contribution to the errors cancels
+        eps = rng.normal("eps", batch.shape)  # shared by the pair, so that its contribution to the errors cancels
         reference: Tensor | float = 0.0
         if config.mode == "offline":
             with torch.no_grad():

@@ -36,9 +36,7 @@ class EmojiExtractor:
         """The feature network, with the hash of its weights, and the judge."""
         return {"extractor": self.name, "features": self.network.name, "judge": JUDGE}
 
-    def __call__(
-        self, pictures: Sequence[Image.Image], records: Sequence[PictureRecord]
-    ) -> Mapping[str, Tensor]:
+    def __call__(self, pictures: Sequence[Image.Image], records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """`features`, `clip`, `prompt_accuracy`, `background_error`, `background` and `allowed_backgrounds`."""
         captions = [record.prompt for record in records]
         answers, images = answers_of(captions, self.world), scenes_of(pictures)
@@ -67,9 +65,7 @@ class CoverageExtractor:
         """The judge."""
         return {"extractor": self.name, "judge": JUDGE}
 
-    def __call__(
-        self, pictures: Sequence[Image.Image], records: Sequence[PictureRecord]
-    ) -> Mapping[str, Tensor]:
+    def __call__(self, pictures: Sequence[Image.Image], records: Sequence[PictureRecord]) -> Mapping[str, Tensor]:
         """`caption_coverage`, one row per prompt."""
         captions = list(dict.fromkeys(record.prompt for record in records))
         groups = self.judge(scenes_of(pictures)).glyphs.view(len(captions), -1)

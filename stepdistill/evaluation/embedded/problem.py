@@ -95,6 +95,4 @@ def scene_features(network: FeatureNetwork, world: EmojiWorld, count: int) -> Te
 
     # A few scenes identify the law of all of them.
     law = fingerprint([("scenes", world.scenes(EVALUATION_SEED, range(4))[0])])
-    return cached(cache_folder("real"), {"scenes": law, "count": count, **network.protocol()}, compute)[
-        "features"
-    ]
+    return cached(cache_folder("real"), {"scenes": law, "count": count, **network.protocol()}, compute)["features"]

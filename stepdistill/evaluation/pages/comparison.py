@@ -83,19 +83,13 @@ def number_columns(runs: Sequence[RunResults]) -> list[NumberColumn]:
 
 def cost_columns(runs: Sequence[RunResults], *, settings: bool) -> list[CostColumn]:
     """The settings, or the costs, that some run has a value for."""
-    return [
-        column for column in COSTS if column.is_setting == settings and any(column.text(run) for run in runs)
-    ]
+    return [column for column in COSTS if column.is_setting == settings and any(column.text(run) for run in runs)]
 
 
 def best_rank(column: NumberColumn, run: RunResults, runs: Sequence[RunResults]) -> int | None:
     """1 for the best number of a column, 2 for the second; None otherwise, and in columns with one number."""
     values = sorted(
-        {
-            number.value
-            for each in runs
-            if (number := column.value(each)) is not None and number.value is not None
-        },
+        {number.value for each in runs if (number := column.value(each)) is not None and number.value is not None},
         key=lambda value: -column.better * value,
     )
     own = column.value(run)
@@ -195,16 +189,12 @@ def _csv(runs: Sequence[RunResults]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     keys = [f"{column.name}@{column.protocol}" for column in columns]
-    writer.writerow(
-        ["model", *(cost.name for cost in COSTS), *(each for key in keys for each in (key, f"{key} se"))]
-    )
+    writer.writerow(["model", *(cost.name for cost in COSTS), *(each for key in keys for each in (key, f"{key} se"))])
     for run in runs:
         costs = [getattr(run.model if cost.field == "model" else run.cost, cost.name) for cost in COSTS]
         numbers = [column.value(run) for column in columns]
         cells = [
-            each
-            for number in numbers
-            for each in ((number.value, number.standard_error) if number else (None, None))
+            each for number in numbers for each in ((number.value, number.standard_error) if number else (None, None))
         ]
         writer.writerow([run.model.name, *costs, *cells])
     return buffer.getvalue()

@@ -77,10 +77,7 @@ def page(runs: Sequence[ScoredRun], plots: dict[str, str], sheets: dict[str, Ima
         pairs=slider_pictures(shown),
         plots=[svg_url(svg) for svg in plots.values()],
         sheets=[
-            (
-                titles.get(name) or f"Best and worst of {_run_of(name, runs)}",
-                picture_url(sheet, "webp", quality=90),
-            )
+            (titles.get(name) or f"Best and worst of {_run_of(name, runs)}", picture_url(sheet, "webp", quality=90))
             for name, sheet in sheets.items()
         ],
         versions=documents[0].versions if documents else {},
@@ -102,8 +99,7 @@ def column_groups(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
 def heads(runs: Sequence[RunResults]) -> list[dict[str, str]]:
     """Column headers with their tooltips."""
     first, costs = (
-        [{"text": each.title, "note": ""} for each in cost_columns(runs, settings=which)]
-        for which in (True, False)
+        [{"text": each.title, "note": ""} for each in cost_columns(runs, settings=which)] for which in (True, False)
     )
     numbers = [
         {
@@ -149,9 +145,7 @@ def slider_pictures(runs: Sequence[ScoredRun]) -> list[dict[str, Any]]:
     return [
         {
             "prompt": runs[0].records[i].prompt,
-            "pictures": [
-                _picture(picture) for run in runs if (picture := run.picture(run.records[i])) is not None
-            ],
+            "pictures": [_picture(picture) for run in runs if (picture := run.picture(run.records[i])) is not None],
         }
         for i in numbers
     ]

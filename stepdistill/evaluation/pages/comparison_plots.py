@@ -38,9 +38,7 @@ def figures(runs: Sequence[RunResults]) -> dict[str, str]:
         if other is not None:
             points = _points(runs, column, lambda run, other=other: _value(other, run))
             if len(points) > 1:
-                found[f"{column.name}-{column.protocol}-diversity"] = quality_figure(
-                    column, points, other.title
-                )
+                found[f"{column.name}-{column.protocol}-diversity"] = quality_figure(column, points, other.title)
     return found
 
 
@@ -83,14 +81,10 @@ def quality_figure(column: NumberColumn, points: Sequence[Point], x_name: str) -
 def _name_points(axes: Any, line: Sequence[Point]) -> None:
     for x, number, run in line:
         text = steps_in_words(run.model.steps) if run.model.steps else ""
-        axes.annotate(
-            text, (x, number.value), textcoords="offset points", xytext=(4, 4), fontsize=7, color=FAINT
-        )
+        axes.annotate(text, (x, number.value), textcoords="offset points", xytext=(4, 4), fontsize=7, color=FAINT)
 
 
-def _points(
-    runs: Sequence[RunResults], column: NumberColumn, x: Callable[[RunResults], float | None]
-) -> list[Point]:
+def _points(runs: Sequence[RunResults], column: NumberColumn, x: Callable[[RunResults], float | None]) -> list[Point]:
     found = [(x(run), column.value(run), run) for run in runs]
     return [
         (place, number, run)

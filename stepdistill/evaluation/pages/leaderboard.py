@@ -86,8 +86,7 @@ def write_leaderboard(entries: Sequence[Entry], out: Path, *, title: str) -> Non
             "lines": lines(group),
             "figure": quality_figure(group),
             "sheets": [
-                (steps_in_words(steps), sheet_url(path))
-                for steps, path in write_sheets(group, out, teacher).items()
+                (steps_in_words(steps), sheet_url(path)) for steps, path in write_sheets(group, out, teacher).items()
             ],
         }
         for teacher, group in groups.items()
@@ -110,9 +109,7 @@ def contact_sheets(entries: Sequence[Entry]) -> dict[int, Image.Image]:
 
     The teacher's pictures are those of the first run. Runs with other captions are left out.
     """
-    drawn = [
-        (each, found) for each in entries if each.run_dir and (found := read_pictures(Path(each.run_dir)))
-    ]
+    drawn = [(each, found) for each in entries if each.run_dir and (found := read_pictures(Path(each.run_dir)))]
     if not drawn:
         return {}
     first = drawn[0][1]
@@ -217,9 +214,7 @@ def short(row: ResultRow) -> str:
     """
     forms = (("frechet_distance", "{:.1f}"), ("prompt_accuracy", "{:.0%}"), ("coverage", "{:.0%}"))
     values = ((form, getattr(row, key)) for key, form in forms)
-    return " / ".join(
-        "-" if value is None else form.format(value).replace("%", " %") for form, value in values
-    )
+    return " / ".join("-" if value is None else form.format(value).replace("%", " %") for form, value in values)
 
 
 def _distance(row: ResultRow) -> float:

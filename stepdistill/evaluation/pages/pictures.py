@@ -55,9 +55,7 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     resample = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
     square = Image.new("RGB", (side, side), PAPER)
-    square.paste(
-        picture.convert("RGB").resize(size, resample), ((side - size[0]) // 2, (side - size[1]) // 2)
-    )
+    square.paste(picture.convert("RGB").resize(size, resample), ((side - size[0]) // 2, (side - size[1]) // 2))
     return square
 
 

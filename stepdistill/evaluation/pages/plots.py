@@ -90,9 +90,7 @@ def thinned(curve: Curve, limit: int = MAX_POINTS) -> Curve:
     steps, values = curve
     width = math.ceil(len(steps) / limit)
     groups = range(0, len(steps), max(width, 1))
-    means = [
-        [sum(part) / len(part) for part in (each[i : i + width] for i in groups)] for each in (steps, values)
-    ]
+    means = [[sum(part) / len(part) for part in (each[i : i + width] for i in groups)] for each in (steps, values)]
     return means[0], means[1]
 
 

@@ -51,9 +51,7 @@ def write_report(run_dir: str | Path, *, code: str | None = None, picture: Path 
         features=feature_network(document.get("protocol") or {}),
         search=next((row for row in by_steps if row.sampler_search), None),
         comparison=comparison(run_dir),
-        curves=[
-            (f"{name} / {panel.title}", svg_url(draw_panel(panel))) for name, panel in ordered_panels(records)
-        ],
+        curves=[(f"{name} / {panel.title}", svg_url(draw_panel(panel))) for name, panel in ordered_panels(records)],
         series=sample_series(run_dir / "samples"),
         recipe=recipe,
         code=code or _first_block(_text(run_dir / "export/README.md") or ""),
@@ -81,9 +79,7 @@ def read_records(path: Path) -> list[dict[str, float]]:
     return [record for record in records if "step" in record]
 
 
-def header(
-    recipe: str | None, contract: Mapping[str, Any], records: Sequence[Mapping[str, float]]
-) -> dict[str, Any]:
+def header(recipe: str | None, contract: Mapping[str, Any], records: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Title and key facts of the run."""
     given = yaml.safe_load(recipe or "") or {}
     method, roles, train = (given.get(key) or {} for key in ("method", "roles", "train"))
@@ -92,9 +88,7 @@ def header(
     name = method.get("name") or contract.get("method")
     facts = {
         "method": name,
-        "student": {"shared": f"LoRA, rank {roles.get('rank', '?')}", "full": "full copy"}.get(
-            roles.get("mode", "")
-        ),
+        "student": {"shared": f"LoRA, rank {roles.get('rank', '?')}", "full": "full copy"}.get(roles.get("mode", "")),
         "training": f"{int(records[-1]['step']):,} steps" if records else None,
         "batch": train.get("train_batch_size"),
         "time": duration(total_seconds(records)) if records else None,
@@ -102,10 +96,7 @@ def header(
     }
     title = Path(str(source)).name if source else "A distilled model"
     words = f" in {steps_in_words(steps)}" if steps else ""
-    return {
-        "title": title + words,
-        "facts": {key: value for key, value in facts.items() if value is not None},
-    }
+    return {"title": title + words, "facts": {key: value for key, value in facts.items() if value is not None}}
 
 
 def num_steps(recipe: str | None, contract: Mapping[str, Any]) -> int | None:
@@ -145,24 +136,12 @@ def _table_row(row: ResultRow, rows: Sequence[ResultRow]) -> dict[str, Any]:
     cells = []
     for column in present_columns(rows):
         values = [getattr(each, column.key) for each in ranked if getattr(each, column.key) is not None]
-        best = (
-            max(values, key=lambda value: column.is_better * value, default=None)
-            if column.is_better
-            else None
-        )
-        is_best = (
-            row.model != "floor" and len(values) > 1 and best is not None and getattr(row, column.key) == best
-        )
+        best = max(values, key=lambda value: column.is_better * value, default=None) if column.is_better else None
+        is_best = row.model != "floor" and len(values) > 1 and best is not None and getattr(row, column.key) == best
         cells.append({"text": cell(row, column), "is_best": is_best, "key": column.key})
     longest = max((each.frechet_distance or 0 for each in rows), default=0)
     bar = 100 * max(row.frechet_distance or 0, 0) / longest if longest > 0 else 0
-    return {
-        "name": row.name or row.model,
-        "model": row.model,
-        "sampler": row.sampler,
-        "cells": cells,
-        "bar": bar,
-    }
+    return {"name": row.name or row.model, "model": row.model, "sampler": row.sampler, "cells": cells, "bar": bar}
 
 
 def ordered_panels(records: Sequence[Mapping[str, float]]) -> list[tuple[str, Panel]]:
@@ -179,10 +158,7 @@ def comparison(run_dir: Path) -> list[dict[str, Any]]:
     if drawn is None:
         return []
     return [
-        {
-            "caption": caption,
-            "pictures": [(name, picture_url(strip[i])) for name, strip in drawn.rows.items()],
-        }
+        {"caption": caption, "pictures": [(name, picture_url(strip[i])) for name, strip in drawn.rows.items()]}
         for i, caption in enumerate(drawn.captions[:MAX_FRAMES])
         if all(i < len(strip) for strip in drawn.rows.values())
     ]

@@ -50,9 +50,7 @@ def write_pictures(rows: Mapping[str, Sequence[Image.Image]], captions: Sequence
     folder.mkdir(parents=True, exist_ok=True)
     for number, pictures in enumerate(rows.values()):
         _strip(pictures).save(folder / f"row_{number}.png")
-    write_text(
-        folder / "index.json", json.dumps({"rows": list(rows), "captions": list(captions)}, indent=1) + "\n"
-    )
+    write_text(folder / "index.json", json.dumps({"rows": list(rows), "captions": list(captions)}, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,7 @@ def headlines(rows: Sequence[ResultRow], *, steps: int | None = None) -> list[di
     tiles = []
     if student.frechet_distance is not None:
         others = [("teacher, same steps", few), (f"teacher, {full.steps} steps", full)]
-        text = ", ".join(
-            f"{name}: {row.frechet_distance:.2f}" for name, row in others if row and row.frechet_distance
-        )
+        text = ", ".join(f"{name}: {row.frechet_distance:.2f}" for name, row in others if row and row.frechet_distance)
         tiles.append({"value": f"{student.frechet_distance:.2f}", "title": "Frechet distance", "note": text})
     if student.nfe and full.nfe:
         note = f"{student.nfe:g} network evaluations instead of {full.nfe:g}"

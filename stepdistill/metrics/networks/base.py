@@ -108,9 +108,7 @@ def read_pictures(files: Sequence[Path], batch_size: int) -> Iterator[list[Image
 
 
 @torch.no_grad()
-def feature_stats(
-    network: FeatureNetwork, images: Tensor | Sequence[Path], *, batch_size: int = 50
-) -> FeatureStats:
+def feature_stats(network: FeatureNetwork, images: Tensor | Sequence[Path], *, batch_size: int = 50) -> FeatureStats:
     """Compute mean and covariance of the features of images (N, 3, H, W) or picture files, streaming."""
     batches = images.split(batch_size) if isinstance(images, Tensor) else read_pictures(images, batch_size)
     stats: FeatureStats | None = None

@@ -86,12 +86,7 @@ class ClipFeatures(ClipNetwork):
     """
 
     def __init__(
-        self,
-        model: CLIPModel,
-        tokenizer: PreTrainedTokenizerBase,
-        preprocess: Preprocess | None = None,
-        *,
-        name: str,
+        self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, preprocess: Preprocess | None = None, *, name: str
     ) -> None:
         super().__init__()
         config: Any = model.config
@@ -144,9 +139,7 @@ class ClipFeatures(ClipNetwork):
         tokens = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.device)
-        out: Any = self.model.get_text_features(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-        )
+        out: Any = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return out.pooler_output.float()
 
 
@@ -158,9 +151,7 @@ def emoji_clip() -> ClipFeatures:
 class CMMDFeatures(FeatureNetwork):
     """Unit-length CLIP image embeddings as in CMMD, https://arxiv.org/abs/2401.09603: centre square, PIL bicubic in 8 bits."""
 
-    def __init__(
-        self, model: CLIPVisionModelWithProjection, *, name: str = "clip-vit-large-patch14-336"
-    ) -> None:
+    def __init__(self, model: CLIPVisionModelWithProjection, *, name: str = "clip-vit-large-patch14-336") -> None:
         super().__init__()
         config: Any = model.config
         self.model = model.eval().requires_grad_(False)

@@ -73,9 +73,7 @@ class DinoFeatures(FeatureNetwork):
         embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
 
     @classmethod
-    def load(
-        cls, path: str | Path | None = None, *, resize: str = "pil", hub_id: str = DINOV2_LARGE
-    ) -> DinoFeatures:
+    def load(cls, path: str | Path | None = None, *, resize: str = "pil", hub_id: str = DINOV2_LARGE) -> DinoFeatures:
         """Load the published weights from `path`, or by `weights.pretrained`."""
         model = pretrained(Dinov2Model, hub_id, path, dtype=torch.float32)
         return cls(model, resize=resize, name=hub_id.split("/")[-1])

@@ -131,10 +131,7 @@ def _mixed_6(in_channels: int, width: int) -> Mixed:
 
 def _mixed_7a(in_channels: int) -> Mixed:
     seven = [("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1))]
-    branches = [
-        branch(("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)),
-        branch(*seven, ("branch7x7x3_4", 192, 3)),
-    ]
+    branches = [branch(("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)), branch(*seven, ("branch7x7x3_4", 192, 3))]
     return Mixed(in_channels, branches, "halve")
 
 
@@ -237,9 +234,7 @@ VARIANTS = {
 class InceptionFeatures(FeatureNetwork):
     """The 2048 features of FID under one of `VARIANTS`, from 8-bit pictures; float images are rounded."""
 
-    def __init__(
-        self, network: InceptionV3, variant: str = "clean", *, weights_digest: str | None = None
-    ) -> None:
+    def __init__(self, network: InceptionV3, variant: str = "clean", *, weights_digest: str | None = None) -> None:
         super().__init__()
         self.network = network
         self.variant = VARIANTS[variant]

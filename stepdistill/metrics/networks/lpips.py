@@ -85,9 +85,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     @classmethod
-    def load(
-        cls, net: Literal["vgg", "alex"] = "vgg", *, rescale: bool = True, trunk: Location = None
-    ) -> LPIPS:
+    def load(cls, net: Literal["vgg", "alex"] = "vgg", *, rescale: bool = True, trunk: Location = None) -> LPIPS:
         """Load the published weights: the trunk located by `WeightFile.locate`, the heads from torchmetrics.
 
         Raises:
@@ -95,9 +93,7 @@ class LPIPS(nn.Module):
         """
         metric = cls(net, rescale=rescale)
         file = metric.weights.locate(trunk)
-        features = {
-            name: tensor for name, tensor in read_tensors(file).items() if name.startswith("features.")
-        }
+        features = {name: tensor for name, tensor in read_tensors(file).items() if name.startswith("features.")}
         try:
             metric.layers.load_state_dict(
                 {name.removeprefix("features."): tensor for name, tensor in features.items()}

@@ -86,15 +86,11 @@ def clip_model(
         state = from_open_clip(weights) if "visual.conv1.weight" in weights else dict(weights)
         config = config_of(state, architecture)
     except KeyError as error:
-        raise UserError(
-            f"{source}: not a CLIP model with two transformer towers, {error} is missing"
-        ) from error
+        raise UserError(f"{source}: not a CLIP model with two transformer towers, {error} is missing") from error
     state = {name: value.float() for name, value in state.items() if not name.endswith(".position_ids")}
     with torch.device("meta"):
         needed = {name: value.shape for name, value in CLIPModel(config).state_dict().items()}
-    wrong = sorted(needed.keys() ^ state.keys()) or [
-        name for name in needed if needed[name] != state[name].shape
-    ]
+    wrong = sorted(needed.keys() ^ state.keys()) or [name for name in needed if needed[name] != state[name].shape]
     if wrong:
         raise UserError(
             f"{source}: {len(wrong)} weights are missing, unexpected or of another shape, first '{wrong[0]}'"

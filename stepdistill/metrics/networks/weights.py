@@ -179,9 +179,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     entries = content.items() if isinstance(content, dict) else ()
-    tensors = {
-        str(name).removeprefix("module."): value for name, value in entries if isinstance(value, Tensor)
-    }
+    tensors = {str(name).removeprefix("module."): value for name, value in entries if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{file} holds no named tensors; give a state dict")
     return tensors

@@ -94,9 +94,7 @@ class CallableScorer:
         with torch.no_grad():
             scores = torch.as_tensor(self.function(images, prompts), dtype=torch.float32)
         if scores.shape != (len(images),):
-            raise ValueError(
-                f"{self.name} returned scores of shape {tuple(scores.shape)} for {len(images)} images"
-            )
+            raise ValueError(f"{self.name} returned scores of shape {tuple(scores.shape)} for {len(images)} images")
         return scores
 
 

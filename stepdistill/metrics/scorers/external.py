@@ -96,9 +96,7 @@ class CommandScorer:
                     '{"index": 0, "score": 1.5}, not ' + line[:80]
                 ) from error
         if found.keys() != set(range(count)):
-            raise UserError(
-                f"the scorer '{self.name}' wrote scores of {len(found)} pictures, not of all {count}"
-            )
+            raise UserError(f"the scorer '{self.name}' wrote scores of {len(found)} pictures, not of all {count}")
         if not all(map(math.isfinite, found.values())):
             raise UserError(f"the scorer '{self.name}' wrote a score that is not finite")
         return torch.tensor([found[index] for index in range(count)], dtype=torch.float32)

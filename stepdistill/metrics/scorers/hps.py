@@ -69,9 +69,7 @@ def grouped(scores: Tensor, size: int = 80) -> tuple[float, float]:
     return float(means.mean()), float(means.std(correction=0))
 
 
-def hpsv3_scorer(
-    *, python: str | Path | None = None, command: str | Sequence[str] | None = None
-) -> CommandScorer:
+def hpsv3_scorer(*, python: str | Path | None = None, command: str | Sequence[str] | None = None) -> CommandScorer:
     """Create HPSv3, the mean of the reward predicted by a 7B model, run in an environment of its own.
 
     Args:

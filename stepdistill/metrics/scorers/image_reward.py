@@ -27,9 +27,7 @@ from stepdistill.metrics.preprocess import Preprocess
 from stepdistill.metrics.scorers.base import NetworkScorer, linear_head
 
 IMAGE_REWARD = WeightFile(
-    "ImageReward.pt",
-    "d71dc8d4912bc633c06ab8ef1ef6a81e8199d4369f14b47b29baf1d19de561f6",
-    repo="THUDM/ImageReward",
+    "ImageReward.pt", "d71dc8d4912bc633c06ab8ef1ef6a81e8199d4369f14b47b29baf1d19de561f6", repo="THUDM/ImageReward"
 )
 
 # Mean and standard deviation of the head's output over the training set, where the reward has mean 0 and variance 1.
@@ -108,9 +106,7 @@ class ImageRewardScorer(NetworkScorer):
         for network, state in zip(networks, (vision, text, head), strict=True):
             wrong = sorted(network.state_dict().keys() ^ state.keys())
             if wrong:
-                raise UserError(
-                    f"these are not the weights of ImageReward: '{wrong[0]}' is missing or unexpected"
-                )
+                raise UserError(f"these are not the weights of ImageReward: '{wrong[0]}' is missing or unexpected")
             network.load_state_dict(state)
         return cls(*networks, tokenizer, **names)
 
@@ -142,9 +138,7 @@ def image_reward_scorer(*, weights: Location = None, tokenizer: Location = None)
     return ImageRewardScorer.from_weights(read_tensors(file), words, name=name, model=model)
 
 
-def split_weights(
-    weights: Mapping[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def split_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Split the published weights into image tower, prompt tower and head, under transformers' names."""
     vision: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}

@@ -71,9 +71,7 @@ class PromptScore(Accumulator):
     def __init__(self, scorer: PromptScorer | str | Callable[..., Any], **options: Any) -> None:
         super().__init__()
         if isinstance(scorer, PromptScorer) and options:
-            raise ValueError(
-                f"{scorer.name} is already loaded and takes no options, such as {next(iter(options))}"
-            )
+            raise ValueError(f"{scorer.name} is already loaded and takes no options, such as {next(iter(options))}")
         self.scorer = scorer if isinstance(scorer, PromptScorer) else load_scorer(scorer, **options)
         self.add_state("scores", [], dist_reduce_fx="cat")
         self.add_state("indices", [], dist_reduce_fx="cat")

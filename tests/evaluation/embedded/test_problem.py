@@ -42,10 +42,7 @@ def judge(world: EmojiWorld, tmp_path_factory: pytest.TempPathFactory) -> GlyphJ
 
 def placements(world: EmojiWorld, count: int = 60) -> list[Placement]:
     drawn = [world.describe(3, index)[0] for index in range(count)]
-    return [
-        Placement(i * 5 % len(world), (0, 4, 8)[i % 3], p.flip, p.scale, p.x, p.y)
-        for i, p in enumerate(drawn)
-    ]
+    return [Placement(i * 5 % len(world), (0, 4, 8)[i % 3], p.flip, p.scale, p.x, p.y) for i, p in enumerate(drawn)]
 
 
 @pytest.mark.parametrize(("damage", "at_least"), [("none", 0.98), ("noise", 0.95), ("blur", 0.95)])
@@ -104,8 +101,7 @@ def test_the_extractors_judge_real_scenes(world: EmojiWorld, judge: GlyphJudge, 
     captions = [f"{world.names[p.glyph]} on {world.backgrounds[p.background]}" for p in shown]
     pictures = to_pictures(world.draw(shown))
     records = [
-        PictureRecord(**Assignment(PromptSet.of(captions)).record(i), file="", bytes=0, digest="")
-        for i in range(6)
+        PictureRecord(**Assignment(PromptSet.of(captions)).record(i), file="", bytes=0, digest="") for i in range(6)
     ]
     values = emoji(pictures, records)
     assert values["features"].shape == (6, clip.num_features)

@@ -28,12 +28,7 @@ from stepdistill.testing import tiny_pipeline
 
 
 def run(name: str, kind: str = "student", steps: int = 4, **numbers: tuple[float, str]) -> RunResults:
-    titles = {
-        "fid": ("FID", -1),
-        "clip": ("CLIP score", 1),
-        "brightness": ("Brightness", 0),
-        "vendi": ("Vendi", 1),
-    }
+    titles = {"fid": ("FID", -1), "clip": ("CLIP score", 1), "brightness": ("Brightness", 0), "vendi": ("Vendi", 1)}
     metrics = {
         key: Number(
             value=value, standard_error=0.5, n=8, variant=f"{key}/x", protocol=address, protocol_name="p",
@@ -55,14 +50,7 @@ def run(name: str, kind: str = "student", steps: int = 4, **numbers: tuple[float
 
 RUNS = [
     run("teacher, 50 steps", "teacher", 50, fid=(10.0, "aaa111"), clip=(30.0, "ccc333"), vendi=(3.0, "d")),
-    run(
-        "a, 4 steps",
-        steps=4,
-        fid=(12.5, "aaa111"),
-        clip=(31.0, "ccc333"),
-        brightness=(90.0, "e"),
-        vendi=(2.0, "d"),
-    ),
+    run("a, 4 steps", steps=4, fid=(12.5, "aaa111"), clip=(31.0, "ccc333"), brightness=(90.0, "e"), vendi=(2.0, "d")),
     run("a, 1 step", steps=1, fid=(20.0, "aaa111"), clip=(29.0, "ccc333"), vendi=(2.5, "d")),
     run("b_1, 4 steps", steps=4, fid=(1.0, "bbb222")),
 ]
@@ -70,10 +58,7 @@ RUNS = [
 
 def test_two_protocols_never_share_a_column() -> None:
     columns = number_columns(RUNS)
-    assert [(column.name, column.protocol) for column in columns][:2] == [
-        ("fid", "aaa111"),
-        ("fid", "bbb222"),
-    ]
+    assert [(column.name, column.protocol) for column in columns][:2] == [("fid", "aaa111"), ("fid", "bbb222")]
     head, _, *rows = [line.split(" | ") for line in comparison_table(RUNS).splitlines()[:6]]
     places = [place for place, title in enumerate(head) if title.startswith("FID")]
     assert [head[place] for place in places] == ["FID ↓ (p aaa111)", "FID ↓ (p bbb222)"]
@@ -111,12 +96,7 @@ def scored_run(folder: Path, results: RunResults, *, seed: int = 0, samples: int
     generator = torch.Generator().manual_seed(seed)
     for index in range(6):
         level = torch.randint(0, 256, (3,), generator=generator).tolist()
-        record = {
-            "index": index,
-            "prompt_index": index // samples,
-            "sample": index % samples,
-            "id": str(index),
-        }
+        record = {"index": index, "prompt_index": index // samples, "sample": index % samples, "id": str(index)}
         record |= {"prompt": f"prompt <{index // samples}>", "category": None, "seed": index}
         store.add([Image.new("RGB", (16, 16), tuple(level))], [record])
     store.merge()
@@ -131,13 +111,7 @@ def runs(tmp_path: Path) -> list[ScoredRun]:
 
 def test_the_page_has_everything_and_fetches_nothing(runs: list[ScoredRun], tmp_path: Path) -> None:
     text = write_comparison(runs, tmp_path / "out", title="a <title>").read_text()
-    for part in (
-        "a &lt;title&gt;",
-        "p <code>aaa111</code>",
-        "20.00 ± 0.50",
-        "prompt &lt;5&gt;",
-        'class="slider"',
-    ):
+    for part in ("a &lt;title&gt;", "p <code>aaa111</code>", "20.00 ± 0.50", "prompt &lt;5&gt;", 'class="slider"'):
         assert part in text, part
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)
     assert "url(" not in text
@@ -211,9 +185,7 @@ def test_bounds(text: str, value: float, holds: bool) -> None:
     assert Bound.parse(text).holds(value) == holds
 
 
-@pytest.mark.parametrize(
-    "text", ["fid", "fid<", "<=20", "fid=20", "fid<=twenty", "fid<=20 or so", "fid=<20", ""]
-)
+@pytest.mark.parametrize("text", ["fid", "fid<", "<=20", "fid=20", "fid<=twenty", "fid<=20 or so", "fid=<20", ""])
 def test_bad_bounds_are_the_users_mistake(text: str) -> None:
     with pytest.raises(UserError, match="is not NAME COMPARISON NUMBER"):
         Bound.parse(text)
@@ -221,9 +193,7 @@ def test_bad_bounds_are_the_users_mistake(text: str) -> None:
 
 def test_a_broken_bound_names_value_and_bound() -> None:
     bounds = [Bound.parse("fid<=20"), Bound.parse("clip>=30"), Bound.parse("x>0")]
-    with pytest.raises(
-        BoundBrokenError, match=r"^fid is 23\.4, the bound is fid<=20; x is 0, the bound is x>0$"
-    ):
+    with pytest.raises(BoundBrokenError, match=r"^fid is 23\.4, the bound is fid<=20; x is 0, the bound is x>0$"):
         check_bounds(bounds, {"fid": 23.4, "clip": 31.0, "x": 0.0})
     with pytest.raises(UserError, match="clip, x was not measured; measured: fid"):
         check_bounds(bounds, {"fid": 1.0, "clip": None})
@@ -251,9 +221,7 @@ def test_the_jackknife_of_a_mean_is_that_of_its_folds() -> None:
 def test_costs_of_a_picture() -> None:
     pipe = tiny_pipeline("sd")
     each = Generation(pipe, steps=3, guidance_scale=2.0)
-    cost = measure_cost(
-        each, "a cat", CostRules(warmup=1, repeats=3, throughput_batch=2, throughput_repeats=1)
-    )
+    cost = measure_cost(each, "a cat", CostRules(warmup=1, repeats=3, throughput_batch=2, throughput_repeats=1))
     assert cost.nfe == 6.0
     assert cost.latency_s is not None
     assert cost.latency_network_s is not None

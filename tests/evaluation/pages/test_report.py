@@ -31,21 +31,10 @@ ROWS = [
         coverage=0.9,
     ),
     ResultRow(
-        "teacher",
-        name="teacher 4 steps",
-        steps=4,
-        nfe=8.0,
-        frechet_distance=5.0,
-        sampler_search={"Euler <a>": 5.0},
+        "teacher", name="teacher 4 steps", steps=4, nfe=8.0, frechet_distance=5.0, sampler_search={"Euler <a>": 5.0}
     ),
     ResultRow(
-        "student",
-        name="student 4 steps",
-        steps=4,
-        nfe=4.0,
-        frechet_distance=2.25,
-        prompt_accuracy=0.76,
-        coverage=0.81,
+        "student", name="student 4 steps", steps=4, nfe=4.0, frechet_distance=2.25, prompt_accuracy=0.76, coverage=0.81
     ),
     ResultRow("floor", name="floor", frechet_distance=0.5, n=1000),
 ]
@@ -89,9 +78,7 @@ def run_dir(tmp_path: Path) -> Path:
         }
         for i in range(1, 9)
     ]
-    (tmp_path / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo'
-    )
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
     document = {"schema": 1, "protocol": EMOJI.to_json(), "rows": [asdict(row) for row in ROWS]}
     write_document(document, tmp_path)
     pictures = {row.name or "": [Image.new("RGB", (16, 16), (row.steps or 0, 0, 0))] * 3 for row in ROWS[:3]}
@@ -175,9 +162,7 @@ def test_headlines_are_of_the_number_of_steps_that_was_trained() -> None:
 def test_grid_has_a_row_per_generator_and_a_column_per_caption() -> None:
     images = torch.rand(3, 3, 16, 16)
     sheet = grid(
-        {"teacher": images, "student": [Image.new("RGB", (64, 32), (255, 0, 0))] * 3},
-        ["a", "b c", "d"],
-        tile=64,
+        {"teacher": images, "student": [Image.new("RGB", (64, 32), (255, 0, 0))] * 3}, ["a", "b c", "d"], tile=64
     )
     taller = grid({"teacher": images, "student": images, "floor": images}, ["a", "b c", "d"], tile=64)
     assert taller.size == (sheet.width, sheet.height + 70)

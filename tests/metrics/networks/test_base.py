@@ -9,14 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stepdistill.metrics import (
-    feature_stats,
-    image_files,
-)
+from stepdistill.metrics import feature_stats, image_files
 from stepdistill.metrics.networks.base import FeatureNetwork, PatchFeatures
-from stepdistill.metrics.preprocess import (
-    same_size_batches,
-)
+from stepdistill.metrics.preprocess import same_size_batches
 
 
 def numbered(width: int, height: int) -> Image.Image:

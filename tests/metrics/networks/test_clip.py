@@ -9,21 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    CMMDFeatures,
-)
+from stepdistill.metrics import CMMDFeatures
 from stepdistill.metrics.networks.clip import ClipFeatures
-from stepdistill.metrics.preprocess import (
-    quantise,
-    to_pictures,
-)
+from stepdistill.metrics.preprocess import quantise, to_pictures
 
 
 def test_pictures_and_tensors_score_the_same(clip: ClipFeatures) -> None:
@@ -44,9 +35,7 @@ def test_features_are_those_of_the_model(clip: ClipFeatures) -> None:
 
 
 def test_long_captions_keep_their_end_token(clip: ClipFeatures) -> None:
-    tokens = clip.tokenizer(
-        ["a b c d e f g h i j k l m n o p q r s t"], truncation=True, max_length=clip.max_tokens
-    )
+    tokens = clip.tokenizer(["a b c d e f g h i j k l m n o p q r s t"], truncation=True, max_length=clip.max_tokens)
     assert len(tokens.input_ids[0]) == 16
     assert tokens.input_ids[0][-1] == clip.tokenizer.eos_token_id
     assert clip.texts(["a b c d e f g h i j k l m n o p q r s t"]).shape == (1, 8)
@@ -83,9 +72,7 @@ def test_cmmd_features_are_the_published_steps() -> None:
     """Centre square, PIL bicubic, CLIP's normalisation, unit projected embedding."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=8)
-    )
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=8))
     extractor = CMMDFeatures(model, name="tiny")
     picture = numbered(61, 40)
     cut = picture.crop((10, 0, 50, 40)).resize((28, 28), Image.Resampling.BICUBIC)

@@ -5,20 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-)
+from transformers import Dinov2Config, Dinov2Model
 
-from stepdistill.metrics import (
-    DinoFeatures,
-)
+from stepdistill.metrics import DinoFeatures
 from stepdistill.metrics.networks.dino import published_positions
-from stepdistill.metrics.preprocess import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    to_bytes,
-)
+from stepdistill.metrics.preprocess import IMAGENET_MEAN, IMAGENET_STD, to_bytes
 
 
 def numbered(width: int, height: int) -> Image.Image:

@@ -9,14 +9,9 @@ import torch
 from torch import nn
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    FrechetDistance,
-    InceptionFeatures,
-)
+from stepdistill.metrics import FrechetDistance, InceptionFeatures
 from stepdistill.metrics.networks.inception import VARIANTS, InceptionV3, load_inception
-from stepdistill.metrics.preprocess import (
-    to_pictures,
-)
+from stepdistill.metrics.preprocess import to_pictures
 
 
 def picture() -> torch.Tensor:
@@ -51,9 +46,7 @@ def test_training_mode_does_not_reach_the_network(network: InceptionV3) -> None:
 def test_weights_go_through_a_file(network: InceptionV3, tmp_path: Path) -> None:
     """With the classifier that the published file has, and without the counters that it lacks."""
     state = {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
-    torch.save(
-        state | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, tmp_path / "w.pth"
-    )
+    torch.save(state | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, tmp_path / "w.pth")
     loaded = InceptionFeatures.load("clean", tmp_path / "w.pth")
     for name, tensor in loaded.network.state_dict().items():
         assert name not in state or torch.equal(tensor, state[name]), name

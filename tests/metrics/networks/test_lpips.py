@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    LPIPS,
-)
+from stepdistill.metrics import LPIPS
 from stepdistill.metrics.networks.lpips import TRUNKS
 from stepdistill.testing.networks import fill_at_random
 
@@ -54,9 +52,7 @@ def test_lpips_is_a_symmetric_distance(alex: LPIPS) -> None:
 
 def test_all_pairs_are_the_pairs_one_by_one(alex: LPIPS) -> None:
     images = noise(4, 3, 64, 64)
-    one_by_one = [
-        float(alex(images[i : i + 1], images[j : j + 1])) for i in range(4) for j in range(i + 1, 4)
-    ]
+    one_by_one = [float(alex(images[i : i + 1], images[j : j + 1])) for i in range(4) for j in range(i + 1, 4)]
     assert alex.pairwise(images).tolist() == pytest.approx(one_by_one, rel=1e-5)
     assert alex.pairwise(images[:1]).shape == (0,)
 

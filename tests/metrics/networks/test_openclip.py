@@ -58,10 +58,7 @@ def test_either_naming_and_precision_loads() -> None:
     renamed = {name: value.half().float() for name, value in from_open_clip(STATE).items()}
     renamed["text_model.embeddings.position_ids"] = torch.arange(reference.LENGTH)[None]
     twin = clip_model(renamed, TINY)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
     assert not any(parameter.requires_grad for parameter in twin.parameters())
 
 

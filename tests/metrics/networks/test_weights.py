@@ -10,10 +10,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-)
+from transformers import Dinov2Config, Dinov2Model
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.networks.weights import VARIABLE, WeightFile, pretrained, read_tensors
@@ -69,9 +66,7 @@ def test_a_download_of_another_file_is_refused_and_not_kept(tmp_path: Path) -> N
 
 def test_nowhere_is_one_line_with_the_address(tmp_path: Path) -> None:
     weights = WeightFile("w.pth", "00", url=(tmp_path / "gone").as_uri())
-    with pytest.raises(
-        UserError, match=f"download .*gone and give its path, or put it .*{VARIABLE}"
-    ) as caught:
+    with pytest.raises(UserError, match=f"download .*gone and give its path, or put it .*{VARIABLE}") as caught:
         weights.locate()
     assert "\n" not in str(caught.value)
 

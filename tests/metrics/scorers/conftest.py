@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import open_clip_reference as reference
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,6 @@ from stepdistill.metrics.networks.clip_checkpoints import CLIP_CHECKPOINTS
 from stepdistill.metrics.networks.openclip import ARCHITECTURES, Architecture
 from stepdistill.metrics.networks.weights import WeightFile, sha256
 from stepdistill.metrics.preprocess import Preprocess
-from stepdistill.testing import open_clip as reference
 from stepdistill.testing.tiny import tiny_tokenizer
 
 # HPSv2 publishes its weights in half precision.

@@ -5,22 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import open_clip_reference as reference
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    load_scorer,
-)
+from stepdistill.metrics import load_scorer
 from stepdistill.metrics.networks.clip import ClipFeatures
-from stepdistill.metrics.preprocess import (
-    Preprocess,
-)
+from stepdistill.metrics.preprocess import Preprocess
 from stepdistill.metrics.scorers.aesthetic import AESTHETIC_HEAD, AestheticScorer
 from stepdistill.metrics.scorers.base import linear_head
-from stepdistill.testing import open_clip as reference
 
 
 def test_the_head_reads_unit_embeddings_and_ignores_prompts(clip: ClipFeatures) -> None:
@@ -46,9 +42,7 @@ def test_other_backbones_are_refused(clip_folder: Path) -> None:
         load_scorer("aesthetic", backbone=clip_folder)
 
 
-def test_the_score_of_the_published_files(
-    weights: Path, publish: Any, embed: Any, images: torch.Tensor
-) -> None:
+def test_the_score_of_the_published_files(weights: Path, publish: Any, embed: Any, images: torch.Tensor) -> None:
     publish("vit-l-14-openai", weights)
     head = linear_head([reference.DIM, 1024, 128, 64, 16, 1])
     file = weights.parent / "head.pth"

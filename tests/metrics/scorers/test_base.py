@@ -20,6 +20,4 @@ def test_any_function_scores(form: Any) -> None:
 
 def test_a_function_with_one_number_for_all_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(\) for 2 images"):
-        CallableScorer(lambda images, prompts: images.mean(), name="mean")(
-            torch.zeros(2, 3, 4, 4), ["ab", "c d"]
-        )
+        CallableScorer(lambda images, prompts: images.mean(), name="mean")(torch.zeros(2, 3, 4, 4), ["ab", "c d"])

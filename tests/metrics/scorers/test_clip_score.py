@@ -8,28 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip_reference as reference
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import (
-    CLIPImageProcessorPil,
-)
+from transformers import CLIPImageProcessorPil
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    load_scorer,
-)
+from stepdistill.metrics import load_scorer
 from stepdistill.metrics.networks.clip import ClipFeatures
 from stepdistill.metrics.networks.openclip import ARCHITECTURES
 from stepdistill.metrics.networks.weights import sha256
-from stepdistill.metrics.preprocess import (
-    Preprocess,
-    to_pictures,
-)
+from stepdistill.metrics.preprocess import Preprocess, to_pictures
 from stepdistill.metrics.scorers.base import CallableScorer
 from stepdistill.metrics.scorers.clip_score import ClipScorer, unescaped
-from stepdistill.testing import open_clip as reference
 from stepdistill.testing.tiny import tiny_tokenizer
 
 PROMPTS = ["ab", "c d"]
@@ -96,9 +89,7 @@ def test_scale_and_clamp(clip: ClipFeatures, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_entities_are_resolved_where_open_clip_does(clip: ClipFeatures) -> None:
     scorer = ClipScorer(clip, name="x", is_unescaped=True)
-    assert torch.equal(
-        scorer(smooth(), ["a&amp;b", " c"]), ClipScorer(clip, name="x")(smooth(), ["a&b", "c"])
-    )
+    assert torch.equal(scorer(smooth(), ["a&amp;b", " c"]), ClipScorer(clip, name="x")(smooth(), ["a&b", "c"]))
 
 
 def test_a_reward_follows_its_images_and_agrees_with_the_metric(clip: ClipFeatures) -> None:
@@ -225,16 +216,14 @@ def test_tokens_are_those_of_open_clip(tmp_path: Path) -> None:
         "word " * 120, "", "\u732b", ":-) #wow @home 100%", "A photo depicts " + "a very long caption " * 40,
     ]  # fmt: skip
     expected = theirs(prompts)
-    rows = ours(
-        [unescaped(p) for p in prompts], padding="max_length", truncation=True, max_length=77
-    ).input_ids
+    rows = ours([unescaped(p) for p in prompts], padding="max_length", truncation=True, max_length=77).input_ids
     for prompt, row, other in zip(prompts, rows, expected.tolist(), strict=True):
         end = other.index(49407)
         assert row[: end + 1] == other[: end + 1], prompt
     assert theirs("A photo depicts")[0, 1:4].tolist() == [320, 1125, 29340]
-    pasted = torch.cat(
-        [expected[:, :1], torch.tensor([[320, 1125, 29340]] * len(prompts)), expected[:, 1:]], 1
-    )[:, :77]
+    pasted = torch.cat([expected[:, :1], torch.tensor([[320, 1125, 29340]] * len(prompts)), expected[:, 1:]], 1)[
+        :, :77
+    ]
     pasted[:, 76] = torch.where(pasted[:, 76] > 0, 49407, pasted[:, 76])  # as DMD2 puts its prefix in
     prefixed = theirs([f"A photo depicts {prompt}" for prompt in prompts])
     assert torch.equal(pasted, prefixed)

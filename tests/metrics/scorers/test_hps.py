@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip_reference as reference
 import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    load_scorer,
-)
+from stepdistill.metrics import load_scorer
 from stepdistill.metrics.networks.clip_checkpoints import CLIP_CHECKPOINTS
 from stepdistill.metrics.networks.weights import sha256
-from stepdistill.metrics.preprocess import (
-    Preprocess,
-)
+from stepdistill.metrics.preprocess import Preprocess
 from stepdistill.metrics.scorers.hps import grouped, hps_benchmark, hpsv3_scorer
-from stepdistill.testing import open_clip as reference
 
 SIDE = reference.PATCH * reference.GRID
 PROMPTS = ["ab", "c & d"]

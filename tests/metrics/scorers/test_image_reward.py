@@ -8,9 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    BertTokenizer,
-)
+from transformers import BertTokenizer
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.scorers.image_reward import MAX_TOKENS, MEAN, STD, ImageRewardScorer
@@ -62,16 +60,12 @@ def published(seed: int = 0) -> dict[str, Tensor]:
         state |= linear(f"{b}.attn.qkv", 3 * v, v, g) | linear(f"{b}.attn.proj", v, v, g)
         state |= linear(f"{b}.mlp.fc1", 2 * v, v, g) | linear(f"{b}.mlp.fc2", v, 2 * v, g)
         for kind, source in (("attention", t), ("crossattention", v)):
-            state |= linear(f"{layer}.{kind}.self.query", t, t, g) | linear(
-                f"{layer}.{kind}.output.dense", t, t, g
-            )
+            state |= linear(f"{layer}.{kind}.self.query", t, t, g) | linear(f"{layer}.{kind}.output.dense", t, t, g)
             state |= linear(f"{layer}.{kind}.self.key", t, source, g) | linear(
                 f"{layer}.{kind}.self.value", t, source, g
             )
             state |= layer_norm(f"{layer}.{kind}.output.LayerNorm", t, g)
-        state |= linear(f"{layer}.intermediate.dense", 2 * t, t, g) | linear(
-            f"{layer}.output.dense", t, 2 * t, g
-        )
+        state |= linear(f"{layer}.intermediate.dense", 2 * t, t, g) | linear(f"{layer}.output.dense", t, 2 * t, g)
         state |= layer_norm(f"{layer}.output.LayerNorm", t, g)
     widths = [t, 1024, 128, 64, 16, 1]
     for number, (inner, outer) in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):
@@ -99,11 +93,7 @@ def reference(pixels: Tensor, tokens: Tensor, state: dict[str, Tensor]) -> Tenso
 
     e, d = "blip.visual_encoder", "blip.text_encoder"
     patch = f"{e}.patch_embed.proj"
-    x = (
-        F.conv2d(pixels, state[f"{patch}.weight"], state[f"{patch}.bias"], stride=PATCH)
-        .flatten(2)
-        .transpose(1, 2)
-    )
+    x = F.conv2d(pixels, state[f"{patch}.weight"], state[f"{patch}.bias"], stride=PATCH).flatten(2).transpose(1, 2)
     x = torch.cat([state[f"{e}.cls_token"].expand(len(x), -1, -1), x], 1) + state[f"{e}.pos_embed"]
     for i in range(LAYERS):
         b = f"{e}.blocks.{i}"
@@ -120,12 +110,8 @@ def reference(pixels: Tensor, tokens: Tensor, state: dict[str, Tensor]) -> Tenso
         for kind, source, mask in (("attention", None, tokens != 0), ("crossattention", picture, None)):
             keys = h if source is None else source
             own = f"{layer}.{kind}.self"
-            mixed = attend(
-                dense(h, f"{own}.query"), dense(keys, f"{own}.key"), dense(keys, f"{own}.value"), mask
-            )
-            h = norm(
-                dense(mixed, f"{layer}.{kind}.output.dense") + h, f"{layer}.{kind}.output.LayerNorm", 1e-12
-            )
+            mixed = attend(dense(h, f"{own}.query"), dense(keys, f"{own}.key"), dense(keys, f"{own}.value"), mask)
+            h = norm(dense(mixed, f"{layer}.{kind}.output.dense") + h, f"{layer}.{kind}.output.LayerNorm", 1e-12)
         inner = dense(F.gelu(dense(h, f"{layer}.intermediate.dense")), f"{layer}.output.dense")
         h = norm(inner + h, f"{layer}.output.LayerNorm", 1e-12)
     score = h[:, 0]

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    load_scorer,
-)
+from stepdistill.metrics import load_scorer
 from stepdistill.metrics.scorers.external import CommandScorer
 from stepdistill.metrics.scorers.loading import ALIASES, SCORERS
 

@@ -6,13 +6,9 @@ from pathlib import Path
 
 import torch
 
-from stepdistill.metrics import (
-    load_scorer,
-)
+from stepdistill.metrics import load_scorer
 from stepdistill.metrics.networks.clip import ClipFeatures
-from stepdistill.metrics.preprocess import (
-    Preprocess,
-)
+from stepdistill.metrics.preprocess import Preprocess
 from stepdistill.metrics.scorers.clip_score import ClipScorer
 
 

@@ -9,12 +9,7 @@ import pytest
 import torch
 
 from stepdistill.errors import UserError
-from stepdistill.metrics import (
-    CLIPScore,
-    HPSv2,
-    PickScore,
-    PromptScore,
-)
+from stepdistill.metrics import CLIPScore, HPSv2, PickScore, PromptScore
 from stepdistill.metrics.networks.clip import ClipFeatures
 from stepdistill.metrics.scorers.clip_score import ClipScorer
 from stepdistill.metrics.scorers.prompt_score import ScoreSummary, read_scores, write_scores
@@ -99,10 +94,7 @@ def test_classes_by_name(clip_folder: Path) -> None:
 
 def test_two_ranks_give_the_result_of_one() -> None:
     """torchmetrics' own reduction, with a gather that knows both ranks; three pictures were seen by both."""
-    ranks = [
-        fill(PromptScore(by_prompt), list(range(7)), 3),
-        fill(PromptScore(by_prompt), list(range(4, 11)), 2),
-    ]
+    ranks = [fill(PromptScore(by_prompt), list(range(7)), 3), fill(PromptScore(by_prompt), list(range(4, 11)), 2)]
     shares = [{name: torch.cat(getattr(rank, name)) for name in ("scores", "indices")} for rank in ranks]
 
     def gather(state: torch.Tensor, group: object = None) -> list[torch.Tensor]:

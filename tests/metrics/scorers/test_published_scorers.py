@@ -34,8 +34,7 @@ PRINTED = [0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.02956
 def pictures() -> list[Image.Image]:
     """The four example pictures of ImageReward's repository, best first."""
     files: list[Path] = [
-        WeightFile(f"image-reward-{name}", digest, url=f"{ADDRESS}/{name}").locate()
-        for name, digest in HASHES.items()
+        WeightFile(f"image-reward-{name}", digest, url=f"{ADDRESS}/{name}").locate() for name, digest in HASHES.items()
     ]
     return [Image.open(file).convert("RGB") for file in files]
 

@@ -39,9 +39,7 @@ def test_emoji_clip_is_the_cosine_of_its_model() -> None:
     assert torch.allclose(load_reward("emoji_clip")(images, ["cat", "red heart"]), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name", ["hps/v2.0", "hps/v2.1", "pickscore", "pickscore/cosine", "clip/vit-l-14-openai"]
-)
+@pytest.mark.parametrize("name", ["hps/v2.0", "hps/v2.1", "pickscore", "pickscore/cosine", "clip/vit-l-14-openai"])
 def test_named_scorers_are_differentiable_rewards(clip_folder: Path, name: str) -> None:
     reward = load_reward({"name": name, "weights": str(clip_folder)})
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -32,10 +32,7 @@ def random_state(seed: int = 0) -> dict[str, Tensor]:
         "visual.conv1.weight": draw(WIDTH["visual"], 3, PATCH, PATCH),
     }
     norms = {"ln_final": WIDTH["text"], "visual.ln_pre": WIDTH["visual"], "visual.ln_post": WIDTH["visual"]}
-    for prefix, width, layers in (
-        ("", WIDTH["text"], LAYERS["text"]),
-        ("visual.", WIDTH["visual"], LAYERS["visual"]),
-    ):
+    for prefix, width, layers in (("", WIDTH["text"], LAYERS["text"]), ("visual.", WIDTH["visual"], LAYERS["visual"])):
         for i in range(layers):
             block = f"{prefix}transformer.resblocks.{i}"
             norms |= {f"{block}.ln_1": width, f"{block}.ln_2": width}
