@@ -59,6 +59,8 @@ def test_every_method_has_its_section() -> None:
     """A heading with its recipe name, its file and its paper; then a cell that trains it."""
     cells = read("methods_in_2d").cells
     for name, method in METHODS.items():
+        if method.status == "untested":
+            continue
         (place,) = [i for i, cell in enumerate(cells) if f"(`{name}`)" in cell.source]
         text, code = cells[place].source, cells[place + 1].source
         assert Path(inspect.getfile(method)).relative_to(ROOT).as_posix() in text, name

@@ -15,18 +15,15 @@ from stepdistill.testing import tiny_pipeline
 from stepdistill.training.plan import memory_estimate, sizes_in_bytes
 from stepdistill.training.recipe import Recipe, parse_recipe
 
-CASES: list[dict[str, Any]] = [
+OPTIONS: list[dict[str, Any]] = [
     {"name": "dmd", "regression": "pseudo_huber"},
     {"name": "dmd2", "num_steps": 2},
     {"name": "lcm", "num_steps": 2},
     {"name": "lcm", "num_steps": 2, "target": "ema"},
     {"name": "phased_dmd", "num_steps": 4, "num_phases": 2},
     {"name": "pso", "mode": "offline"},
-    {"name": "sana_sprint"},
-    {"name": "scm"},
-    {"name": "swiftbrush"},
-    {"name": "tbcm"},
 ]
+CASES = [*OPTIONS, *({"name": name} for name in METHODS if name not in {case["name"] for case in OPTIONS})]
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +76,6 @@ def test_every_network_of_a_method_is_counted(method: dict[str, Any], mode: str)
     estimate = sizes_in_bytes(recipe, base=base, trained=trained)
     assert estimate.pop("backbone (frozen)") == 4 * base
     assert estimate == bytes_held(distiller)
-
-
-def test_every_method_is_counted() -> None:
-    assert {case["name"] for case in CASES} == set(METHODS)
 
 
 def test_sizes_are_read_from_the_configuration(folder: Path) -> None:
