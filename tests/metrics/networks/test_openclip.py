@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
+import open_clip_reference as reference
 import pytest
 import torch
 
 from stepdistill.errors import UserError
 from stepdistill.metrics.networks.openclip import ARCHITECTURES, Architecture, clip_model, from_open_clip
-from stepdistill.testing import open_clip as reference
 
 TINY = Architecture(vision_heads=reference.HEADS["visual"], text_heads=reference.HEADS["text"])
 
