@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import traceback
 from pathlib import Path
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from stepdistill.metrics.networks.clip import ClipFeatures
 
 VARIABLE = "STEPDISTILL_NETWORK_TESTS"
+
+
+def pytest_configure() -> None:
+    """Collect garbage rarely: with diffusers loaded every full collection visits a million objects."""
+    gc.set_threshold(50_000, 50, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

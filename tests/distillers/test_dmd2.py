@@ -29,6 +29,9 @@ from stepdistill.testing import (
 
 FAMILIES = ["sd", "sd-v", "sdxl", "sd3"]
 
+FEW_LAYERS = sd.Roles(rank=2, target_modules=["to_q", "to_v"])
+"""For what holds whichever layers are adapted: an adapter on all of them takes ten times as long to build."""
+
 
 def batch_of(distiller: Distiller, size: int = 2, *, step: int = 0, latents: bool = False) -> Batch:
     teacher = distiller.teacher
@@ -95,21 +98,8 @@ def test_affine_student_reaches_the_teacher_at_critic_ratio_five() -> None:
     """Spec C1: N(1, 0.25) within 0.02, with an online fake score of two parameters."""
     teacher = GaussianTeacher(torch.full((16,), 1.0), 0.5)  # 16 copies: the normaliser is a mean over elements
     distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, guidance_scale=1.0, student_every=5))
-    data = data_from_prompts(teacher, ["x"])
-    steps = 4000
-    players = distiller.players()
-    optimizers = {
-        "student": torch.optim.Adam(players["student"], 5e-3, betas=(0.0, 0.999)),
-        "critic": torch.optim.Adam(players["critic"], 1e-2, betas=(0.0, 0.999)),
-    }
-    for step in range(steps):
-        batch = data.batch(seed=0, step=step, indices=range(64), size=64)
-        for turn, losses in turn_losses(distiller, batch):
-            losses.backward()
-            for group in optimizers[turn].param_groups:
-                group["lr"] = (5e-3 if turn == "student" else 1e-2) * (1 - step / steps)
-            optimizers[turn].step()
-            optimizers[turn].zero_grad()
+    cond = teacher.encode(["x"])
+    train_toy(distiller, cond, num_steps=2000, batch_size=64, learning_rate=1e-2, critic_learning_rate=2e-2)
     student = distiller.student
     assert isinstance(student, AffineDenoiser)
     assert student.bias.mean().item() == pytest.approx(1.0, abs=0.02)
@@ -209,7 +199,7 @@ def test_training_inputs_have_the_distribution_of_inference_inputs() -> None:
 
 def test_only_the_exit_step_keeps_a_graph_and_its_choice_is_shared() -> None:
     teacher = sd.load_teacher(tiny_pipeline("sd"))
-    distiller = sd.DMD2(teacher, DMD2Config(num_steps=4), roles=sd.Roles(rank=2))
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=4), roles=FEW_LAYERS)
     batch = batch_of(distiller)
     rollout = backward_simulation(
         distiller.student, distiller.sampler(), batch.noise("z"), batch.cond, batch.rng, exit_step=2
@@ -226,7 +216,7 @@ def test_only_the_exit_step_keeps_a_graph_and_its_choice_is_shared() -> None:
 
 def test_critics_reuse_the_students_samples_of_the_same_iteration() -> None:
     teacher = sd.load_teacher(tiny_pipeline("sd"))
-    distiller = sd.DMD2(teacher, DMD2Config(num_steps=2, student_every=3), roles=sd.Roles(rank=2))
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=2, student_every=3), roles=FEW_LAYERS)
     assert [tuple(distiller.turns(step)) for step in range(4)] == [
         ("student", "critic"), ("critic",), ("critic",), ("student", "critic"),
     ]  # fmt: skip
@@ -245,7 +235,7 @@ def test_critics_reuse_the_students_samples_of_the_same_iteration() -> None:
 
 def test_each_step_has_a_fake_score_that_was_fitted_to_it_ahead_of_the_students_turn() -> None:
     config = DMD2Config(num_steps=3, student_every=2, fake_score_per_step=True)
-    distiller = sd.DMD2(sd.load_teacher(tiny_pipeline("sd")), config, roles=sd.Roles(rank=2))
+    distiller = sd.DMD2(sd.load_teacher(tiny_pipeline("sd")), config, roles=FEW_LAYERS)
     sampled: list[int] = []
     original = distiller.exit_step
     distiller.exit_step = lambda step, rng: sampled.append(original(step, rng)) or sampled[-1]
@@ -270,7 +260,7 @@ def test_with_one_step_a_fake_score_per_step_is_the_paper() -> None:
     losses = []
     for per_step in (False, True):
         config = DMD2Config(num_steps=1, fake_score_per_step=per_step)
-        distiller = sd.DMD2(sd.load_teacher(tiny_pipeline("sd")), config, roles=sd.Roles(rank=2))
+        distiller = sd.DMD2(sd.load_teacher(tiny_pipeline("sd")), config, roles=FEW_LAYERS)
         _perturbed(distiller)
         batch = batch_of(distiller)
         losses.append([distiller.student_step(batch).total.item(), distiller.critic_step(batch).total.item()])
@@ -301,7 +291,7 @@ def test_one_fake_score_matches_the_mixture_of_all_steps(per_step: bool) -> None
 
 def test_gan_without_images_says_what_to_set() -> None:
     teacher = sd.load_teacher(tiny_pipeline("sd"))
-    distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=GANConfig(student_weight=1e-3)), roles=sd.Roles(rank=2))
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=GANConfig(student_weight=1e-3)), roles=FEW_LAYERS)
     with pytest.raises(UserError, match=r"data\.images"):
         distiller.critic_step(batch_of(distiller))
 
@@ -311,7 +301,7 @@ def test_the_critic_space_only_weights_times() -> None:
     teacher = sd.load_teacher(tiny_pipeline("sd"))
     per_time = []
     for space in ("own", "v"):
-        distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, critic_space=space), roles=sd.Roles(rank=2))
+        distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, critic_space=space), roles=FEW_LAYERS)
         per_time.append(distiller.critic_step(batch_of(distiller)).logs["fake_score"])
     own, v = per_time
     assert isinstance(own, PerTime)
@@ -325,7 +315,7 @@ def test_the_shifts_move_compared_and_learnt_times_apart_from_each_other() -> No
     teacher = sd.load_teacher(tiny_pipeline("sd"))
     gan = GANConfig(student_weight=1e-3)
     config = DMD2Config(num_steps=1, renoise_shift=2.0, critic_shift=3.0, gan=gan)
-    distiller = sd.DMD2(teacher, config, roles=sd.Roles(rank=2))
+    distiller = sd.DMD2(teacher, config, roles=FEW_LAYERS)
     assert distiller.times(u).median().item() == pytest.approx(2 / 3, abs=2e-3)
     assert distiller.critic_times(u).median().item() == pytest.approx(3 / 4, abs=2e-3)
     assert distiller.gan is not None
@@ -356,7 +346,7 @@ def test_a_grid_may_begin_below_one(family: str) -> None:
     """Every time is one that the stock scheduler can be told, and the grid is the whole one, shrunk."""
     teacher = sd.load_teacher(tiny_pipeline(family))
     whole, late = (
-        sd.DMD2(teacher, DMD2Config(num_steps=4, first_time=first), roles=sd.Roles(rank=2)).sampler().times
+        sd.DMD2(teacher, DMD2Config(num_steps=4, first_time=first), roles=FEW_LAYERS).sampler().times
         for first in (1.0, 0.8)
     )
     assert late == pytest.approx([0.8 * t for t in whole], abs=1e-3)
@@ -369,7 +359,7 @@ def test_a_grid_may_lean_towards_noise(family: str, kind: Literal["sde", "ode"])
     """s t / (1 + (s - 1) t) of each time; the stock scheduler calls the network exactly there."""
     teacher = sd.load_teacher(tiny_pipeline(family))
     plain, shifted = (
-        sd.DMD2(teacher, DMD2Config(num_steps=4, grid_shift=shift, rollout=kind), roles=sd.Roles(rank=2)).sampler()
+        sd.DMD2(teacher, DMD2Config(num_steps=4, grid_shift=shift, rollout=kind), roles=FEW_LAYERS).sampler()
         for shift in (1.0, 3.0)
     )
     assert shifted.times == pytest.approx([3 * t / (1 + 2 * t) for t in plain.times], abs=1e-3)
@@ -392,7 +382,7 @@ def test_the_heads_judge_the_pass_that_the_fake_score_makes_anyway(train_backbon
     """One whole pass on samples and one part of a pass on real latents; the loss is that of passes of their own."""
     teacher = sd.load_teacher(tiny_pipeline("sd3"))
     gan = GANConfig(student_weight=1e-2, train_backbone=train_backbone)
-    distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=gan), roles=sd.Roles(rank=2))
+    distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=gan), roles=FEW_LAYERS)
     if checkpointing:
         distiller.student.enable_gradient_checkpointing()
         teacher.network.train()
@@ -425,7 +415,7 @@ def test_each_fake_score_is_judged_at_its_own_turn() -> None:
     teacher = sd.load_teacher(tiny_pipeline("sd"))
     gan = GANConfig(student_weight=1e-2, critic_weight=1.0)
     config = DMD2Config(num_steps=2, fake_score_per_step=True, student_every=1, gan=gan)
-    distiller = sd.DMD2(teacher, config, roles=sd.Roles(rank=2))
+    distiller = sd.DMD2(teacher, config, roles=FEW_LAYERS)
     for step in range(2):
         losses = distiller.critic_step(batch_of(distiller, latents=True, step=step))
         losses.terms["gan_critic"].backward()
@@ -448,7 +438,7 @@ def test_outside_its_interval_there_is_no_guidance(method: str) -> None:
         {"guidance_scale": 4.0},
     ):
         teacher = sd.load_teacher(tiny_pipeline("sd"))
-        distiller = kind(teacher, kind.Config(**kept, **options), roles=sd.Roles(rank=2))
+        distiller = kind(teacher, kind.Config(**kept, **options), roles=FEW_LAYERS)
         _perturbed(distiller)
         losses.append(distiller.student_step(batch_of(distiller)).terms["dm"].item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
@@ -466,7 +456,7 @@ def test_checkpointing_changes_no_gradient_of_the_critics_where_the_teacher_judg
     for checkpointing in (False, True):
         teacher = sd.load_teacher(tiny_pipeline("sd3"))
         gan = GANConfig(student_weight=1e-2, features="teacher")
-        distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=gan), roles=sd.Roles(rank=2))
+        distiller = sd.DMD2(teacher, DMD2Config(num_steps=1, gan=gan), roles=FEW_LAYERS)
         if checkpointing:
             distiller.student.enable_gradient_checkpointing()
             teacher.network.train()

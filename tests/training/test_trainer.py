@@ -23,11 +23,12 @@ from stepdistill.training.recipe import TrainConfig
 from stepdistill.training.trainer import Trainer
 
 PROMPTS = ["a red fox", "two cats", "a blue car", "snow"]
+ROLES = sd.Roles(rank=2, target_modules=["to_q", "to_v"])
 
 
 def build(run_dir: Path, distiller_class: type[sd.DMD2] = sd.DMD2, **options: object) -> Trainer:
     teacher = sd.load_teacher(tiny_pipeline("sd"))
-    distiller = distiller_class(teacher, DMD2Config(num_steps=2, student_every=2), roles=sd.Roles(rank=2))
+    distiller = distiller_class(teacher, DMD2Config(num_steps=2, student_every=2), roles=ROLES)
     settings = {
         "train_batch_size": 2, "max_train_steps": 4, "learning_rate": 1e-3, "ema_decay": 0.9,
         "output_dir": str(run_dir), "device": "cpu", "log_every": 1, "mixed_precision": "no",
@@ -185,7 +186,7 @@ def test_an_unreadable_checkpoint_is_named_with_the_way_out(tmp_path: Path) -> N
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     build(tmp_path / "run", max_train_steps=1).fit()
     teacher = sd.load_teacher(tiny_pipeline("sd"))
-    other = sd.DMD2(teacher, DMD2Config(num_steps=2), roles=sd.Roles(rank=4))
+    other = sd.DMD2(teacher, DMD2Config(num_steps=2), roles=ROLES.model_copy(update={"rank": 4}))
     config = TrainConfig(output_dir=str(tmp_path / "run"), device="cpu")
     with pytest.raises(UserError, match=r"does not fit this recipe.*resume_from_checkpoint"):
         Trainer(other, config, PROMPTS).fit()
