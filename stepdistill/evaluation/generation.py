@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from stepdistill.data.cache import fingerprint, named_weights
+from stepdistill.data.cache import named_weights
 from stepdistill.typing import Images
 
 PIXELS_AT_ONCE = 100 * 64**2
@@ -49,16 +48,6 @@ class Generation:
         """The arguments of the call, apart from prompts and generators."""
         named = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
         return {name: value for name, value in named.items() if value is not None} | dict(self.arguments)
-
-    def address(self, tag: str) -> str:
-        """Hash of everything the pictures depend on: weights, scheduler, call, precision, and a tag for the prompts."""
-        weights = weights_of(self.pipeline)
-        if any(".lora_" in name for name in weights):
-            raise ValueError("the pipeline has adapters: hash a copy without them")
-        scheduler = self.scheduler or cast(Any, self.pipeline).scheduler
-        call = [type(scheduler).__name__, dict(scheduler.config), self.call_arguments(), str(self.autocast), tag]
-        text = json.dumps(call, sort_keys=True, default=str)
-        return hashlib.blake2b(f"{fingerprint(weights.items())}{text}".encode(), digest_size=12).hexdigest()
 
 
 def weights_of(pipe: DiffusionPipeline) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ def build(method: str, model: str, *, roles: sd.Roles = FEW_LAYERS, **options: A
     case = CASES.get(method, {"num_steps": 2})
     kind, config = METHODS[method], METHODS[method].Config(**case, **options)
     extras: dict[str, Any] = {"reward": brightness} if "reward" in case else {}
+    roles = sd.Roles(rank=2) if model == "toy" else roles  # a toy is copied whole
     return kind(build_teacher(model), config, roles=roles, **extras)
 
 

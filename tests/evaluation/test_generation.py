@@ -32,6 +32,24 @@ def test_each_picture_is_that_of_its_own_seed(pipe: DiffusionPipeline) -> None:
     assert not torch.allclose(both[0], both[1])
 
 
+class DrawsItself(DDIMScheduler):
+    """A scheduler that takes no generator, and draws from the global one."""
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        return super().step(model_output, timestep, sample + torch.randn_like(sample), return_dict=return_dict)
+
+
+def test_the_global_generator_is_that_of_the_first_seed_and_left_alone(pipe: DiffusionPipeline) -> None:
+    noisy = Generation(pipe, steps=2, guidance_scale=1.0)
+    noisy = replace(noisy, scheduler=DrawsItself.from_config(pipe.scheduler.config))
+    torch.manual_seed(1)
+    state, first = torch.get_rng_state(), generate(noisy, ["a"], [3])
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(generate(noisy, ["a"], [3]), first)
+    assert not torch.equal(generate(noisy, ["a"], [4]), first)
+
+
 def test_the_pipelines_own_scheduler_is_put_back_as_it_was(pipe: DiffusionPipeline) -> None:
     own, other = pipe.scheduler, DDIMScheduler.from_config(pipe.scheduler.config)
     generate(Generation(pipe, steps=1, guidance_scale=1.0, scheduler=other), ["a"], [0])
