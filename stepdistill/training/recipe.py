@@ -16,6 +16,7 @@ from stepdistill.denoisers.config import Roles
 from stepdistill.distillers.config import DistillerConfig
 from stepdistill.distillers.registry import ENTRIES, METHODS, options_of
 from stepdistill.errors import UserError, did_you_mean
+from stepdistill.training.retired import without_retired_options
 
 if TYPE_CHECKING:
     from stepdistill.distillers.base import Distiller
@@ -210,6 +211,7 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
     """A recipe from a nested mapping, with one-line errors."""
     try:
         recipe = Recipe.model_validate(document)
+        recipe = recipe.model_copy(update={"method": without_retired_options(recipe.method)})
     except ValidationError as error:
         raise UserError(first_problem(error, Recipe)) from error
     name = recipe.method.get("name")

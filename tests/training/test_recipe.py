@@ -80,3 +80,19 @@ def test_the_nearest_name_is_the_one_of_the_same_length() -> None:
 def test_one_expert_may_be_a_full_copy() -> None:
     recipe: Recipe = parse_recipe(document(roles={"mode": "full"}))
     assert recipe.distiller_config.num_experts == 1
+
+
+def test_a_run_folder_of_the_first_version_still_loads() -> None:
+    """Its resolved recipe records defaults of options that are gone; another value of theirs is refused by name."""
+    recorded = {
+        "name": "dmd2",
+        "num_steps": 2,
+        "normaliser": "mean_abs",
+        "guidance_rescale": 0.0,
+        "gan": {"student_weight": 0.0, "loss": "non_saturating", "layers": None},
+    }
+    document = {"model": {"pretrained_model_name_or_path": "assets/emoji-sd"}, "method": recorded}
+    assert parse_recipe(document).distiller_config.num_steps == 2
+    document["method"] = {**recorded, "guidance_rescale": 0.5}
+    with pytest.raises(UserError, match=r"method\.guidance_rescale: unknown key"):
+        parse_recipe(document)
