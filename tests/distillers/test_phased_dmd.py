@@ -23,11 +23,14 @@ from stepdistill.export.gate import trainer_images
 from stepdistill.export.use import load_export
 from stepdistill.testing import BulkStream, GaussianDenoiser, GaussianTeacher, tiny_pipeline, turn_losses
 
+FEW_LAYERS = sd.Roles(rank=2, target_modules=["to_q", "to_v"])
+"""For what holds whichever layers are adapted: an adapter on all of them takes ten times as long to build."""
 
-def tiny(family: str = "sd", **options: object) -> sd.PhasedDMD:
+
+def tiny(family: str = "sd", *, roles: sd.Roles = FEW_LAYERS, **options: object) -> sd.PhasedDMD:
     settings: dict[str, object] = {"num_steps": 4, "guidance_scale": 3.0} | options
     teacher = sd.load_teacher(tiny_pipeline(family))
-    return sd.PhasedDMD(teacher, PhasedDMDConfig.model_validate(settings), roles=sd.Roles(rank=2))
+    return sd.PhasedDMD(teacher, PhasedDMDConfig.model_validate(settings), roles=roles)
 
 
 def perturb(distiller: Distiller, size: float = 0.05) -> None:
@@ -50,7 +53,7 @@ def test_one_phase_is_dmd2(family: str, rollout: str) -> None:
     plain = sd.DMD2(
         sd.load_teacher(tiny_pipeline(family)),
         DMD2Config(num_steps=4, guidance_scale=3.0, rollout=rollout),
-        roles=sd.Roles(rank=2),
+        roles=FEW_LAYERS,
     )
     found = []
     for distiller in (phased, plain):
@@ -248,7 +251,7 @@ def test_the_export_switches_experts_in_stock_diffusers(
 
 @pytest.mark.parametrize("family", ["sd", "sd3"])
 def test_the_pipeline_runs_each_expert_at_its_times(family: str) -> None:
-    distiller = tiny(family)
+    distiller = tiny(family, roles=sd.Roles(rank=2))
     perturb(distiller, 0.3)
     student = distiller.student
     assert isinstance(student, PipelineDenoiser)
@@ -275,7 +278,7 @@ def test_golden_first_losses() -> None:
     """A refactor must not move a number unseen."""
     found = {}
     for step in (0, 5):
-        distiller = tiny()
+        distiller = tiny(roles=sd.Roles(rank=2))
         batch = batch_of(distiller, step=step)
         student = distiller.student_step(batch)
         losses = student.terms | distiller.critic_step(batch, student.samples).terms
