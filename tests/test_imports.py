@@ -72,6 +72,7 @@ def test_importing_the_package_is_quick() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_every_public_name_can_be_imported() -> None:
     """One process for all packages: importing torch and diffusers is what takes the time."""
     code = (

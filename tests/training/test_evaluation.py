@@ -92,6 +92,7 @@ def _tiny_clip_and_no_export(monkeypatch: pytest.MonkeyPatch, clip: ClipFeatures
     monkeypatch.setattr("stepdistill.training.run.export_student", lambda *_: None)  # loads in a fresh process
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_the_protocol_of_its_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At its end and by `evaluate RUN`: teacher at full and at the student's steps, student; no floor, no emoji."""
     run_dir = distill(load_recipe(recipe))
